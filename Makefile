@@ -1,0 +1,51 @@
+# Each target makes its own virtual environment when there is none. `make PYTHON=python3.12 test` picks another python.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL ?=
+RERANKER ?=
+PYTEST_ARGS ?=
+
+.PHONY: help demo test fast lint format bench docs clean
+
+help:
+	@echo "make demo    the whole job on example_data with a real model (MODEL=name, RERANKER=name)"
+	@echo "make test    every test;  make fast  without the slow ones"
+	@echo "make lint    ruff and mypy;  make format  ruff format"
+	@echo "make docs    write docs/cli.md from the option models"
+	@echo "make bench   the benchmarks beside other tools (installs them into an environment of their own)"
+
+# The pins keep an installation repeatable; `pip install bgectl` itself takes ranges.
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(BIN)/.installed
+	$(BIN)/python example_data/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(RERANKER),--reranker "$(RERANKER)")
+
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fast: $(BIN)/.installed
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(BIN)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(BIN)/.installed
+	$(BIN)/python docs/make_cli_reference.py
+
+bench: $(BIN)/.installed
+	$(BIN)/python benchmarks/validate.py
+	$(BIN)/python benchmarks/mine.py
+	$(BIN)/python benchmarks/train.py
+
+clean:
+	rm -rf $(VENV) .venv-peers demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,16 @@
+"""The names of all commands. Everything that lists commands reads this table."""
+
+COMMANDS = {
+    "init": "Write a commented bgectl.yaml to start from.",
+    "data validate": "Report every defect of training files, with file, line and what to do.",
+    "data stats": "Count rows, texts and lengths of training files.",
+    "mine": "Find hard negatives for training rows with an embedder.",
+    "score": "Add teacher scores to training rows, for distillation.",
+    "train base": "Fine-tune an encoder embedder (BGE v1.5, E5, MiniLM and the like).",
+    "eval": "Measure retrieval with one or several models.",
+    "schema": "Print the JSON schema of a command's options.",
+}
+"""Every command and its summary; its module is `bgectl.cli.<words joined by _>`."""
+
+GROUPS = {"data": "Look at training data.", "train": "Fine-tune an embedder."}
+"""Commands that only hold others."""

@@ -1,0 +1,44 @@
+"""The errors a user meets. Anything else that escapes is a bug and is shown as one.
+
+Exit codes: 0 success, 1 the data or the run failed, 2 the command line or a configuration file is wrong,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+
+class BgectlError(Exception):
+    """An error the user can act on.
+
+    Args:
+        message: What is wrong, in one sentence.
+        where: The place: `file:line:column`, a flag, or a configuration key.
+        hint: What to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        hint = f"\nhint: {self.hint}" if self.hint else ""
+        return f"{place}{self.message}{hint}"
+
+
+class UsageError(BgectlError):
+    """The command line or a configuration file asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class DataError(BgectlError):
+    """An input file holds something that cannot be used."""
+
+
+class RunError(BgectlError):
+    """The work itself failed: a model that does not load, a full disk, a loss that is not finite."""

@@ -1,0 +1,187 @@
+"""`bgectl eval`: measure models on judged data and compare each with the first."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from bgectl import console, jsonl
+from bgectl.evaluate.compare import COMPARED, Comparison, compare
+from bgectl.evaluate.judged import Judged, load_judged
+from bgectl.evaluate.measure import Measures, evaluate_embedder
+from bgectl.models.hub import Hub, check_model_name
+from bgectl.options.evaluate import EvalOptions
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model's measures, how it was run, and how long encoding and searching took in seconds."""
+
+    model: str
+    measures: Measures
+    description: str
+    seconds: float
+
+
+def run(options: EvalOptions) -> None:
+    """Load the data, measure each model, compare, print.
+
+    Raises:
+        UsageError: The data or an output cannot be what the options say.
+        DataError: The data cannot be used.
+        RunError: A model cannot be loaded or run.
+    """
+    for model in options.model_name_or_path:
+        check_model_name(model)
+    output = jsonl.replace_file(options.output_file) if options.output_file else nullcontext()
+    with output as stream:
+        judged = load_judged(options.eval_data, options.split)
+        console.info(describe(judged))
+        results = [measure_model(model, judged, options) for model in options.model_name_or_path]
+        comparisons = compare_with_first(results)
+        report = {"data": counts(judged, options), **as_json(results, comparisons)}
+        if stream is not None:
+            stream.write(jsonl.dump(with_queries(report, results)) + b"\n")
+    if options.format == "json":
+        print(jsonl.dump(report).decode())
+    else:
+        show(judged, results, comparisons)
+
+
+def describe(judged: Judged) -> str:
+    """One line about the data."""
+    parts = [f"{len(judged.queries):,} queries, {len(judged.passages):,} passages, {judged.judgments:,} relevant pairs"]
+    if judged.left_out:
+        parts.append(f"{judged.left_out:,} queries without a relevant passage left out")
+    if judged.itself:
+        parts.append(f"{len(judged.itself):,} queries are passages too and do not count as their own results")
+    return f"{judged.name}: {'; '.join(parts)}"
+
+
+def measure_model(model: str, judged: Judged, options: EvalOptions) -> Result:
+    """Load one model, measure it, and give its memory back."""
+    from bgectl.encode import load_embedder
+
+    embedder = load_embedder(
+        model,
+        pooling=options.pooling_method,
+        normalize=options.normalize_embeddings,
+        query_instruction=options.query_instruction_for_retrieval,
+        query_format=options.query_instruction_format,
+        passage_instruction=options.passage_instruction_for_retrieval,
+        passage_format=options.passage_instruction_format,
+        query_max_length=options.query_max_len,
+        passage_max_length=options.passage_max_len,
+        devices=options.devices,
+        dtype=options.dtype,
+        use_fp16=options.use_fp16,
+        use_bf16=options.use_bf16,
+        batch_tokens=options.batch_tokens,
+        hub=Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code),
+    )
+    console.info(f"{model}: {embedder.description}")
+    start = time.perf_counter()
+    try:
+        measures = evaluate_embedder(judged, embedder, options.cutoffs)
+    finally:
+        embedder.close()
+    if embedder.cut:
+        console.info(f"{model}: {embedder.cut:,} texts were longer than the maximum length and were cut")
+    return Result(model, measures, embedder.description, time.perf_counter() - start)
+
+
+def compare_with_first(results: list[Result]) -> list[tuple[Result, Comparison]]:
+    """Every other model against the first, in each measure of COMPARED."""
+    return [
+        (result, compare(results[0].measures, result.measures, name)) for result in results[1:] for name in COMPARED
+    ]
+
+
+def counts(judged: Judged, options: EvalOptions) -> dict[str, Any]:
+    """What the JSON says of the data."""
+    return {
+        "path": str(options.eval_data),
+        "split": options.split,
+        "queries": len(judged.queries),
+        "passages": len(judged.passages),
+        "relevant": judged.judgments,
+        "left_out": judged.left_out,
+    }
+
+
+def as_json(results: list[Result], comparisons: list[tuple[Result, Comparison]]) -> dict[str, Any]:
+    """Models and comparisons as JSON objects."""
+    return {
+        "models": [
+            {
+                "model": result.model,
+                "measures": result.measures.means,
+                "description": result.description,
+                "seconds": round(result.seconds, 3),
+            }
+            for result in results
+        ],
+        "comparisons": [
+            {
+                "model": result.model,
+                "baseline": results[0].model,
+                "measure": found.measure,
+                "difference": found.difference,
+                "interval": [found.low, found.high],
+                "p_value": found.p_value,
+                "wins": found.wins,
+                "ties": found.ties,
+                "losses": found.losses,
+            }
+            for result, found in comparisons
+        ],
+    }
+
+
+def with_queries(report: dict[str, Any], results: list[Result]) -> dict[str, Any]:
+    """The report with each model's measures of each query, in the order of `query_ids`."""
+    models = [
+        entry | {"per_query": {name: values.tolist() for name, values in result.measures.values.items()}}
+        for entry, result in zip(report["models"], results, strict=True)
+    ]
+    return report | {"query_ids": results[0].measures.query_ids, "models": models}
+
+
+def short_names(models: list[str]) -> list[str]:
+    """The ends of the models' names, as long as it takes to tell them apart; a folder's whole path fills a table."""
+    parts = [PurePath(model).parts for model in models]
+    for length in range(2, max(map(len, parts)) + 1):
+        names = [str(PurePath(*part[-length:])) for part in parts]
+        if len(set(names)) == len(set(models)):
+            return names
+    return models
+
+
+def show(judged: Judged, results: list[Result], comparisons: list[tuple[Result, Comparison]]) -> None:
+    """The tables on stdout."""
+    measures = list(results[0].measures.values)
+    models = [result.model for result in results]
+    labels = dict(zip(models, short_names(models), strict=True))
+    rows = [
+        [labels[result.model], *(f"{value:.4f}" for value in result.measures.means.values()), f"{result.seconds:.1f}"]
+        for result in results
+    ]
+    console.table(judged.name, ["model", *measures, "seconds"], rows, on_stdout=True)
+    if not comparisons:
+        return
+    rows = [
+        [
+            labels[result.model],
+            found.measure,
+            f"{found.difference:+.4f}",
+            f"{found.low:+.4f}, {found.high:+.4f}",
+            f"{found.p_value:.4f}",
+            *(str(count) for count in (found.wins, found.ties, found.losses)),
+        ]
+        for result, found in comparisons
+    ]
+    columns = ["model", "measure", "change", "95% interval", "p", "wins", "ties", "losses"]
+    console.table(f"Change from {labels[models[0]]}", columns, rows, on_stdout=True)

@@ -1,0 +1,67 @@
+"""Gradient caching: a loss over many texts with the activations of one piece in memory (arXiv 2101.06983).
+
+The pieces are first encoded without a graph; the loss gives the gradient of each vector; then each piece is encoded
+again, with the same random numbers so that dropout agrees, and its part of the gradient is sent back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Piece = TypeVar("Piece")
+
+
+class RandomState:
+    """The state of torch's generators, to be put back later."""
+
+    def __init__(self) -> None:
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def restore(self) -> None:
+        """Put the generators back to where they were."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda)
+
+
+def cached_backward(
+    encode: Callable[[Piece], Tensor],
+    pieces: Sequence[Piece],
+    loss_of: Callable[[Tensor], Tensor],
+    backward: Callable[[Tensor], None] = torch.Tensor.backward,
+) -> Tensor:
+    """Add to the parameters the gradient of `loss_of(cat(encode(piece) for piece in pieces))`.
+
+    Args:
+        encode: A piece to its (N, D) vectors.
+        pieces: What `encode` takes.
+        loss_of: All vectors, (ΣN, D), to a scalar.
+        backward: Called with the loss; an accelerator's own, which may scale it.
+
+    Returns:
+        The loss, detached.
+    """
+    states, vectors = [], []
+    with torch.no_grad():
+        for piece in pieces:
+            states.append(RandomState())
+            vectors.append(encode(piece))
+    after = RandomState()
+    leaves = [part.detach().requires_grad_() for part in vectors]
+    loss = loss_of(torch.cat(leaves))
+    backward(loss)
+    for piece, state, leaf in zip(pieces, states, leaves, strict=True):
+        state.restore()
+        # The surrogate's gradient is the chain rule: d loss / d vectors, sent through the piece.
+        torch.dot(encode(piece).flatten(), _gradient(leaf).flatten()).backward()  # type: ignore[no-untyped-call]
+    after.restore()
+    return loss.detach()
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

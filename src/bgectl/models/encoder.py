@@ -1,0 +1,179 @@
+"""An encoder embedder: loading the backbone, token ids to vectors, and a folder that others can open.
+
+Letters: N texts, L tokens, D dimensions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from bgectl import console
+from bgectl.errors import RunError
+from bgectl.models.facts import EmbedderFacts
+from bgectl.models.hub import Hub, check_model_name, unreachable
+from bgectl.models.pooling import pool
+
+
+class Encoder(nn.Module):
+    """Backbone and pooling: token ids to vectors that are not normalised yet."""
+
+    def __init__(self, backbone: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, L) ids and mask → (N, D)."""
+        hidden_NLD = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return pool(hidden_NLD, attention_mask, self.pooling)
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return int(self.backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+
+def load_tokenizer(name: str, hub: Hub) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Raises:
+        RunError: It cannot be found or read, or has no padding token.
+    """
+    check_model_name(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub.arguments())
+    except (OSError, ValueError) as problem:
+        raise unreachable(name, problem) from problem
+    if tokenizer.pad_token_id is None:
+        raise RunError("the tokenizer has no padding token", where=name)
+    return tokenizer
+
+
+def load_backbone(name: str, hub: Hub, *, dtype: torch.dtype = torch.float32, config_name: str | None = None) -> Any:
+    """The transformer without a head or pooler (an unused pooler would get no gradient).
+
+    Raises:
+        RunError: It cannot be found or read, or is not an encoder that AutoModel knows.
+    """
+    check_model_name(name)
+    try:
+        config = AutoConfig.from_pretrained(config_name or name, **hub.arguments())
+        extra = {"add_pooling_layer": False} if _takes_pooler_flag(config) else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            backbone, loading = AutoModel.from_pretrained(
+                name, config=config, dtype=dtype, output_loading_info=True, **extra, **hub.arguments()
+            )
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise unreachable(name, problem) from problem
+    except SafetensorError as problem:
+        raise RunError(f"the weights are damaged: {problem}", where=name) from problem
+    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
+    if missing:
+        console.warn(f"{name}: the files lack {len(missing)} weights, which start at random: {', '.join(missing[:3])}")
+    return backbone
+
+
+def _takes_pooler_flag(config: Any) -> bool:
+    kind = transformers.MODEL_MAPPING.get(type(config), None)
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    return kind is not None and "add_pooling_layer" in inspect.signature(kind.__init__).parameters
+
+
+def position_limit(config: Any) -> int | None:
+    """Tokens that the model's position table allows; None where positions are computed.
+
+    RoBERTa and its kin count positions from padding_idx + 1, so two of their 514 cannot be used.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    if config.model_type in {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet", "roberta-prelayernorm"}:
+        return limit - (config.pad_token_id or 0) - 1
+    return limit
+
+
+def save_embedder(
+    folder: Path, backbone: Any, tokenizer: PreTrainedTokenizerBase, facts: EmbedderFacts, *, state: Any = None
+) -> None:
+    """Write weights, tokenizer and the files by which sentence-transformers, TEI and bgectl know pooling and prompts.
+
+    The form is the one that sentence-transformers reads since version 2.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = {} if state is None else {"state_dict": state}
+        backbone.save_pretrained(folder, **arguments)
+        _forget_cutting(tokenizer)
+        tokenizer.save_pretrained(folder)
+        for path, content in layout(facts, backbone.config).items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise RunError(f"the model cannot be written: {reason}", where=str(folder)) from problem
+
+
+def _forget_cutting(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fast tokenizers write the cut and padding of their last call into tokenizer.json."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+
+
+def layout(facts: EmbedderFacts, config: Any) -> dict[str, Any]:
+    """Path → content of the JSON files of sentence-transformers' layout."""
+    dimension = int(config.hidden_size)
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")] + (
+        [("2_Normalize", "Normalize")] if facts.normalize else []
+    )
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(kinds)
+    ]
+    files: dict[str, Any] = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": dimension,
+            "pooling_mode_cls_token": facts.pooling == "cls",
+            "pooling_mode_mean_tokens": facts.pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+            "pooling_mode_weightedmean_tokens": False,
+            "pooling_mode_lasttoken": facts.pooling == "last_token",
+            "include_prompt": True,
+        },
+        "sentence_bert_config.json": {
+            "max_seq_length": facts.max_length or position_limit(config) or 512, "do_lower_case": False,
+        },
+        "config_sentence_transformers.json": {
+            "__version__": {"transformers": transformers.__version__, "pytorch": torch.__version__},
+            "prompts": {"query": facts.query_prompt, "document": facts.passage_prompt},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine" if facts.normalize else "dot",
+        },
+    }  # fmt: skip
+    if facts.normalize:
+        files["2_Normalize/config.json"] = {}
+    return files
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' own bars and advice off the user's terminal; warnings about errors stay."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,97 @@
+"""Where a model's files are: a folder, or a name on the hub."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bgectl import console
+from bgectl.errors import DataError, RunError
+
+
+@dataclass(frozen=True)
+class Hub:
+    """How to reach a model; the fields are those of `from_pretrained`."""
+
+    revision: str | None = None
+    cache_dir: Path | None = None
+    token: str | None = None
+    trust_remote_code: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `from_pretrained`."""
+        cache = str(self.cache_dir) if self.cache_dir else None
+        given = {"revision": self.revision, "cache_dir": cache, "token": self.token}
+        return {"trust_remote_code": self.trust_remote_code} | {k: v for k, v in given.items() if v is not None}
+
+
+def model_file(name: str, file: str, hub: Hub) -> Path | None:
+    """The local path of one of a model's files, downloaded if need be; None where the model has no such file.
+
+    Raises:
+        RunError: The model cannot be found or reached.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        path = folder / file
+        return path if path.is_file() else None
+    check_model_name(name)
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    cache = str(hub.cache_dir) if hub.cache_dir else None
+    try:
+        return Path(hf_hub_download(name, file, revision=hub.revision, cache_dir=cache, token=hub.token))
+    except LocalEntryNotFoundError as problem:
+        # Without a network, a file that the model lacks and one that was not downloaded look alike.
+        if not isinstance(try_to_load_from_cache(name, "config.json", cache_dir=cache, revision=hub.revision), str):
+            raise unreachable(name, problem) from problem
+        if file == "modules.json":
+            console.warn(f"{name}: no modules.json in the local copy, and no network to see whether there is one")
+        return None
+    except EntryNotFoundError:
+        return None
+    except (HfHubHTTPError, HFValidationError, OSError) as problem:
+        raise unreachable(name, problem) from problem
+
+
+def check_model_name(name: str) -> None:
+    """Catch what can only be a mistyped folder, before the hub is asked for it.
+
+    Raises:
+        RunError: The name looks like a path and is no folder.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return
+    if path.is_file():
+        raise RunError("is a file; the folder of the model is wanted", where=name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/"):
+        raise RunError(
+            "no such model folder", where=name, hint="give a folder with a config.json, or a name on the hub"
+        )
+
+
+def unreachable(name: str, problem: Exception) -> RunError:
+    """The error for a model that the hub does not give."""
+    first = str(problem).strip().split("\n")[0][:300] or type(problem).__name__
+    return RunError(
+        f"the model cannot be loaded: {first}",
+        where=name,
+        hint="a folder that holds config.json works without a network; for the hub check the name, the network and "
+        "HF_TOKEN",
+    )
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a model.
+
+    Raises:
+        DataError: It is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as problem:
+        raise DataError(f"is not valid JSON: {problem}", where=str(path)) from problem

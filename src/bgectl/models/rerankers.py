@@ -1,0 +1,158 @@
+"""Cross-encoders: a score for a pair of query and passage (reference, SPEC §8).
+
+Letters: N pairs, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from tokenizers import Encoding
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from bgectl import console
+from bgectl.encode import over_devices, plan_batches
+from bgectl.errors import RunError
+from bgectl.models.encoder import load_tokenizer, position_limit
+from bgectl.models.hub import Hub, check_model_name, unreachable
+
+CHUNK = 65_536
+"""Pairs tokenised at a time."""
+
+
+def teacher_kind(name: str, hub: Hub) -> str:
+    """`encoder-only-base` or `embedder`, as the model's configuration says.
+
+    Raises:
+        RunError: The model cannot be read, or is a decoder.
+    """
+    check_model_name(name)
+    try:
+        config = AutoConfig.from_pretrained(name, **hub.arguments())
+    except (OSError, ValueError) as problem:
+        raise unreachable(name, problem) from problem
+    architectures = list(getattr(config, "architectures", None) or [])
+    if any(item.endswith("ForSequenceClassification") for item in architectures):
+        return "encoder-only-base"
+    if any(item.endswith("ForCausalLM") for item in architectures):
+        raise RunError(f"is a decoder ({architectures[0]}); this version scores with encoders", where=name)
+    return "embedder"
+
+
+@dataclass
+class CrossEncoder:
+    """A sequence classifier with one logit, on one or several devices."""
+
+    models: list[Any]
+    devices: list[torch.device]
+    tokenizer: PreTrainedTokenizerBase
+    query_max_length: int
+    max_length: int
+    batch_tokens: int
+    batch_size: int
+    cut: int = 0
+    """Pairs cut to their length so far."""
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
+        """(N,) logits of (query, passage) pairs, in their order; longest pairs are computed first."""
+        scores = np.empty(len(pairs), dtype=np.float32)
+        with console.progress("Scoring", len(pairs), "pairs") as advance:
+            for start in range(0, len(pairs), CHUNK):
+                self._score_chunk(pairs[start : start + CHUNK], scores[start : start + CHUNK], advance)
+        return scores
+
+    def _score_chunk(
+        self, pairs: Sequence[tuple[str, str]], out: npt.NDArray[np.float32], advance: console.Advance
+    ) -> None:
+        encoded, cut = encode_pairs(self.tokenizer, pairs, self.query_max_length, self.max_length)
+        self.cut += cut
+        batches = plan_batches([len(pair.ids) for pair in encoded], self.batch_tokens, self.batch_size)
+
+        def work(device: int, item: int) -> None:
+            batch = batches[item]
+            out[batch] = self._forward([encoded[index] for index in batch], device)
+            advance(len(batch))
+
+        over_devices(len(batches), len(self.models), work)
+
+    def _forward(self, encoded: Sequence[Encoding], device: int) -> npt.NDArray[np.float32]:
+        features = {"input_ids": [pair.ids for pair in encoded]}
+        if "token_type_ids" in self.tokenizer.model_input_names:
+            features["token_type_ids"] = [pair.type_ids for pair in encoded]
+        inputs = self.tokenizer.pad(features, return_tensors="pt")
+        with torch.inference_mode():
+            logits = self.models[device](
+                **{key: value.to(self.devices[device]) for key, value in inputs.items()}
+            ).logits
+        result: npt.NDArray[np.float32] = logits.float().squeeze(-1).cpu().numpy()
+        return result
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], query_max_length: int, max_length: int
+) -> tuple[list[Encoding], int]:
+    """Tokens of pairs: the query cut to `query_max_length`, then the passage so that the pair fits `max_length`.
+
+    Returns:
+        One encoding a pair, with the tokenizer's special tokens, and how many pairs were cut.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    special = backend.num_special_tokens_to_add(True)
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+    tokens = dict(zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True))
+    result, cut = [], 0
+    for query_text, passage_text in pairs:
+        # Encodings are cut in place and a text may serve in several pairs.
+        query, passage = deepcopy(tokens[query_text]), deepcopy(tokens[passage_text])
+        query_length = min(len(query.ids), query_max_length, max_length - special)
+        passage_length = min(len(passage.ids), max_length - special - query_length)
+        cut += query_length < len(query.ids) or passage_length < len(passage.ids)
+        query.truncate(query_length)
+        passage.truncate(passage_length)
+        result.append(backend.post_process(query, passage, True))
+    return result, cut
+
+
+def load_cross_encoder(
+    name: str, *, hub: Hub, devices: Sequence[torch.device], dtype: torch.dtype, query_max_length: int | None,
+    max_length: int, batch_tokens: int, batch_size: int,
+) -> CrossEncoder:  # fmt: skip
+    """Load a cross-encoder with one logit.
+
+    Raises:
+        RunError: The model cannot be loaded, or has other than one output.
+    """
+    tokenizer = load_tokenizer(name, hub)
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise RunError("the tokenizer has no fast form", where=name, hint="add a tokenizer.json to the model")
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, **hub.arguments()
+        )
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise unreachable(name, problem) from problem
+    except SafetensorError as problem:
+        raise RunError(f"the weights are damaged: {problem}", where=name) from problem
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise RunError(
+            f"is no cross-encoder: its files lack {', '.join(missing[:3])}, so scores would be random", where=name,
+            hint="an embedder is a teacher too: --reranker-model-class embedder",
+        )  # fmt: skip
+    if model.config.num_labels != 1:
+        raise RunError(f"gives {model.config.num_labels} values a pair; a reranker gives one", where=name)
+    limit = position_limit(model.config)
+    length = min(max_length, limit or max_length)
+    models = [deepcopy(model) for _ in devices[1:]] + [model]
+    models = [replica.to(device).eval() for replica, device in zip(models, devices, strict=True)]
+    query_length = query_max_length or length * 3 // 4
+    return CrossEncoder(models, list(devices), tokenizer, query_length, length, batch_tokens, batch_size)

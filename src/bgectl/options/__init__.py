@@ -1,0 +1,29 @@
+"""The option models, by command. Importing one costs pydantic and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from bgectl.options.base import Options
+
+
+def _model(module: str, name: str) -> Callable[[], type[Options]]:
+    def load() -> type[Options]:
+        model: type[Options] = getattr(import_module(f"bgectl.options.{module}"), name)
+        return model
+
+    return load
+
+
+MODELS: dict[str, Callable[[], type[Options]]] = {
+    "init": _model("tools", "InitOptions"),
+    "data validate": _model("data", "ValidateOptions"),
+    "data stats": _model("data", "StatsOptions"),
+    "mine": _model("mine", "MineOptions"),
+    "score": _model("score", "ScoreOptions"),
+    "train base": _model("train", "TrainBaseOptions"),
+    "eval": _model("evaluate", "EvalOptions"),
+    "schema": _model("tools", "SchemaOptions"),
+}
+"""Command → function that imports and returns its model."""

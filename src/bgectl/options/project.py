@@ -1,0 +1,79 @@
+"""The text of a new `bgectl.yaml`, made from the option models."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bgectl.options import MODELS
+from bgectl.options.base import Options
+from bgectl.options.describe import Described, describe
+from bgectl.options.yaml_file import yaml_value
+
+HEAD = """\
+# Options of bgectl for this folder: a section for each command, with the names of its flags.
+# A flag wins over this file. `bgectl COMMAND --print-config` shows what holds, and where it comes from.
+# Lines such as `#seed: 42` are the defaults of options that are not set here; take the # away to set them.
+"""
+OUTPUT = "finetuned"
+
+
+def project_values(model: str) -> dict[str, dict[str, Any]]:
+    """What a new project sets, by command; None stands for an option's default, which is worth seeing first."""
+    return {
+        "data validate": {"paths": ["train.jsonl"], "train_group_size": None},
+        "data stats": {"paths": ["train.jsonl"]},
+        "mine": {
+            "input_file": "train.jsonl", "output_file": "mined.jsonl", "embedder_name_or_path": model, "range": None,
+            "negative_number": None,
+        },
+        "score": {
+            "input_file": "mined.jsonl", "output_file": "scored.jsonl",
+            "reranker_name_or_path": "BAAI/bge-reranker-v2-m3",
+        },
+        "train base": {
+            "model_name_or_path": model, "train_data": ["scored.jsonl"], "output_dir": OUTPUT,
+            "knowledge_distillation": True, "train_group_size": None, "query_max_len": None, "passage_max_len": None,
+            "learning_rate": None, "num_train_epochs": None, "per_device_train_batch_size": None,
+        },
+        "eval": {"model_name_or_path": [model, OUTPUT], "eval_data": "eval"},
+    }  # fmt: skip
+
+
+def project_text(model: str) -> str:
+    """The file, with `model` as the model to start from."""
+    lines = [HEAD]
+    group = ""
+    for command, chosen in project_values(model).items():
+        head, _, tail = command.rpartition(" ")
+        if head and head != group:
+            lines.append(f"{head}:")
+        group = head
+        depth = "  " if head else ""
+        section = textwrap.indent("\n".join(_section(MODELS[command](), chosen)), depth + "  ")
+        lines += [f"{depth}{tail}:", section, ""]
+    return "\n".join(lines)
+
+
+def _section(model: type[Options], chosen: Mapping[str, Any]) -> Iterator[str]:
+    described = describe(model)
+    options = {option.name: option for rows in described.values() for option in rows}
+    # As JSON, since YAML knows no paths; the fields in a model that sets none of them are the defaults.
+    defaults = model.model_construct().model_dump(mode="json", warnings=False)
+    for name, value in chosen.items():
+        yield from _comment(options[name])
+        yield f"{name}: {yaml_value(defaults[name] if value is None else value)}"
+    for panel, rows in described.items():
+        left = [option for option in rows if option.name not in chosen]
+        if left:
+            yield from ("", f"# -- {panel} --")
+        for option in left:
+            yield from _comment(option)
+            yield f"#{option.name}: {yaml_value(defaults.get(option.name))}"
+
+
+def _comment(option: Described) -> Iterator[str]:
+    choices = f" [one of {', '.join(option.shape.choices)}]" if option.shape.choices else ""
+    bounds = f" [{option.bounds}]" if option.bounds else ""
+    yield from (f"# {line}" for line in textwrap.wrap(option.text + choices + bounds, 100, break_on_hyphens=False))

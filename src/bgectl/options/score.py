@@ -1,0 +1,53 @@
+"""Options of `bgectl score`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from bgectl.options.base import Options
+from bgectl.options.common import DeviceOptions, HubOptions, InputFile, OutputFile, Pooling, two_places
+
+
+class TeacherOptions(Options):
+    """The teacher and what it reads."""
+
+    panel: ClassVar[str] = "Teacher"
+
+    input_file: InputFile
+    """Training rows: `query`, `pos`, `neg`."""
+    output_file: OutputFile
+    """The same rows with `pos_scores` and `neg_scores`; written beside and renamed into place."""
+    reranker_name_or_path: str
+    """Name on the hub or folder of the teacher: a cross-encoder, or an embedder, whose similarity is the score."""
+    reranker_model_class: Literal["auto", "encoder-only-base", "embedder"] = "auto"
+    """Kind of the teacher; `auto` looks at its files."""
+    query_instruction_for_rerank: str | None = None
+    """Instruction for queries. Default: an embedder's own; none for a cross-encoder."""
+    query_instruction_format_for_rerank: str = "{}{}"
+    """How instruction and query are joined."""
+    passage_instruction_for_rerank: str | None = None
+    """Instruction for passages."""
+    passage_instruction_format_for_rerank: str = "{}{}"
+    """How instruction and passage are joined."""
+    reranker_batch_size: int = Field(3000, ge=1)
+    """Pairs in one batch at most; `--batch-tokens` usually binds first."""
+    reranker_query_max_length: int | None = Field(None, ge=4)
+    """Tokens of a query. Default: three quarters of the pair's length."""
+    reranker_max_length: int = Field(512, ge=8)
+    """Tokens of a pair; the passage is cut."""
+    normalize: bool = False
+    """Put a cross-encoder's logit through a sigmoid."""
+    scale: float = Field(1.0, gt=0)
+    """Multiply each score: the softmax of an embedder's cosines is flat at 1, and about 20 to 50 suits distillation."""
+    pooling_method: Pooling | None = None
+    """Pooling of an embedder. Default: seen from its files."""
+
+    _format = field_validator("query_instruction_format_for_rerank", "passage_instruction_format_for_rerank")(
+        two_places
+    )
+
+
+class ScoreOptions(TeacherOptions, DeviceOptions, HubOptions):
+    """Options of `bgectl score`."""

@@ -1,0 +1,170 @@
+"""`bgectl score`: rows → (query, passage) pairs, each distinct one once → teacher scores → rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bgectl import console, jsonl
+from bgectl.data.prompts import instruct
+from bgectl.data.rows import Row, read_rows
+from bgectl.encode import choose_devices, choose_dtype, load_embedder, token_budget, weakest
+from bgectl.errors import DataError, RunError
+from bgectl.models.encoder import quiet_libraries
+from bgectl.models.hub import Hub
+from bgectl.models.rerankers import load_cross_encoder, teacher_kind
+from bgectl.options.score import ScoreOptions
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query with its row's prompt, and a passage."""
+
+    query: str
+    prompt: str | None
+    passage: str
+
+
+Pairs = Sequence[Pair]
+Scorer = Callable[[Pairs], npt.NDArray[np.float32]]
+
+
+def run(options: ScoreOptions) -> None:
+    """Score every positive and negative of the input.
+
+    Raises:
+        DataError: Rows have defects.
+        RunError: The teacher cannot be loaded, a score is not finite, or the disk is full.
+    """
+    started = time.monotonic()
+    jsonl.check_target(options.output_file)
+    quiet_libraries()
+    rows = [row for _, row in read_rows(options.input_file)]
+    if not rows:
+        raise DataError("holds no rows", where=str(options.input_file))
+    hub = Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code)
+    asked = options.reranker_model_class
+    kind = teacher_kind(options.reranker_name_or_path, hub) if asked == "auto" else asked
+    score = embedder_scorer(options, hub) if kind == "embedder" else cross_encoder_scorer(options, hub)
+    places, index = distinct_pairs(rows)
+    values = score(list(places)) * np.float32(options.scale)
+    if not np.isfinite(values).all():
+        pair = list(places)[int(np.flatnonzero(~np.isfinite(values))[0])]
+        raise RunError(
+            f"the teacher's score is not finite for {pair.query[:60]!r} and {pair.passage[:60]!r}",
+            hint="use --dtype float32 or bfloat16",
+        )
+    jsonl.write_objects(options.output_file, scored(rows, values, index))
+    console.info(
+        f"scored {len(values):,} pairs of {len(rows):,} rows in {time.monotonic() - started:.1f} s with "
+        f"{options.reranker_name_or_path} ({kind}): {options.output_file}"
+    )
+    tell(rows, values, index)
+
+
+def distinct_pairs(rows: Sequence[Row]) -> tuple[dict[Pair, int], list[list[int]]]:
+    """Every pair once, and for each row where its positives and negatives stand among them."""
+    places: dict[Pair, int] = {}
+    index = [
+        [places.setdefault(Pair(row.query, row.prompt, text), len(places)) for text in (*row.pos, *row.neg)]
+        for row in rows
+    ]
+    return places, index
+
+
+def cross_encoder_scorer(options: ScoreOptions, hub: Hub) -> Scorer:
+    """The teacher is a cross-encoder: its logit, or the logit's sigmoid."""
+    devices = choose_devices(options.devices)
+    dtype = choose_dtype(options.dtype, weakest(devices), use_fp16=options.use_fp16, use_bf16=options.use_bf16)
+    model = load_cross_encoder(
+        options.reranker_name_or_path, hub=hub, devices=devices, dtype=dtype,
+        query_max_length=options.reranker_query_max_length, max_length=options.reranker_max_length,
+        batch_tokens=token_budget(options.batch_tokens, devices[0]), batch_size=options.reranker_batch_size,
+    )  # fmt: skip
+
+    def score(pairs: Pairs) -> npt.NDArray[np.float32]:
+        logits = model.score([(query_text(options, pair.query), passage_text(options, pair.passage)) for pair in pairs])
+        if model.cut:
+            console.warn(f"{model.cut:,} pairs were cut to their length")
+        return sigmoid(logits) if options.normalize else logits
+
+    return score
+
+
+def query_text(options: ScoreOptions, text: str) -> str:
+    """The query with its instruction."""
+    return instruct(options.query_instruction_format_for_rerank, options.query_instruction_for_rerank, text)
+
+
+def passage_text(options: ScoreOptions, text: str) -> str:
+    """The passage with its instruction."""
+    return instruct(options.passage_instruction_format_for_rerank, options.passage_instruction_for_rerank, text)
+
+
+def sigmoid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """1 / (1 + e^-x), without overflow."""
+    result: npt.NDArray[np.float32] = (0.5 * (1.0 + np.tanh(0.5 * values))).astype(np.float32)
+    return result
+
+
+def embedder_scorer(options: ScoreOptions, hub: Hub) -> Scorer:
+    """The teacher is an embedder: the similarity of its vectors."""
+    embedder = load_embedder(
+        options.reranker_name_or_path,
+        pooling=options.pooling_method,
+        query_instruction=options.query_instruction_for_rerank,
+        query_format=options.query_instruction_format_for_rerank,
+        passage_instruction=options.passage_instruction_for_rerank,
+        passage_format=options.passage_instruction_format_for_rerank,
+        query_max_length=options.reranker_query_max_length or options.reranker_max_length,
+        passage_max_length=options.reranker_max_length,
+        devices=options.devices,
+        dtype=options.dtype,
+        use_fp16=options.use_fp16,
+        use_bf16=options.use_bf16,
+        batch_tokens=options.batch_tokens,
+        batch_size=options.reranker_batch_size,
+        hub=hub,
+    )
+    console.info(f"{options.reranker_name_or_path}: {embedder.description}")
+
+    def score(pairs: Pairs) -> npt.NDArray[np.float32]:
+        queries: dict[tuple[str, str | None], int] = {}
+        passages: dict[str, int] = {}
+        left = [queries.setdefault((pair.query, pair.prompt), len(queries)) for pair in pairs]
+        right = [passages.setdefault(pair.passage, len(passages)) for pair in pairs]
+        query_vectors = embedder.encode_queries([query for query, _ in queries], [prompt for _, prompt in queries])
+        passage_vectors = embedder.encode_passages(list(passages))
+        result = np.empty(len(pairs), dtype=np.float32)
+        for start in range(0, len(pairs), 65_536):
+            part = slice(start, start + 65_536)
+            result[part] = np.einsum("nd,nd->n", query_vectors[left[part]], passage_vectors[right[part]])
+        return result
+
+    return score
+
+
+def scored(
+    rows: Sequence[Row], values: npt.NDArray[np.float32], index: Sequence[Sequence[int]]
+) -> Iterator[dict[str, Any]]:
+    """The rows as read with `pos_scores` and `neg_scores`; numbers as short as their precision allows."""
+    for row, places in zip(rows, index, strict=True):
+        scores = [float(str(values[place])) for place in places]
+        positives = len(row.pos)
+        yield row.raw | {"neg": row.neg, "pos_scores": scores[:positives], "neg_scores": scores[positives:]}
+
+
+def tell(rows: Sequence[Row], values: npt.NDArray[np.float32], index: Sequence[Sequence[int]]) -> None:
+    """How the teacher sees the data: rows where a negative scores above every positive are suspicious."""
+    above = 0
+    for row, places in zip(rows, index, strict=True):
+        scores = values[list(places)]
+        count = len(row.pos)
+        above += len(row.neg) > 0 and scores[count:].max() > scores[:count].max()
+    if above:
+        console.warn(f"in {above:,} rows the teacher puts a negative above every positive: likely false negatives")

@@ -1,0 +1,96 @@
+"""The model card: what the model is, what it learned from, how, and what it reached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bgectl import __version__
+from bgectl.models.facts import EmbedderFacts
+from bgectl.train.batches import DatasetPlan
+
+USAGE = """\
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{folder}")
+queries = model.encode(["..."]{query_argument})
+passages = model.encode(["..."]{passage_argument})
+scores = model.similarity(queries, passages)
+```
+"""
+
+
+def model_card(
+    *,
+    folder: Path,
+    base_model: str,
+    facts: EmbedderFacts,
+    plan: Sequence[DatasetPlan],
+    options: Mapping[str, Any],
+    changed: Sequence[str],
+    before: Mapping[str, float] | None,
+    after: Mapping[str, float] | None,
+    kept: str | None,
+    steps: int,
+    loss: float | None,
+) -> str:
+    """The text of README.md.
+
+    Args:
+        folder: Where the model lies; its name is the title.
+        base_model: The model that training started from.
+        facts: Pooling, prompts and length of the trained model.
+        plan: The datasets.
+        options: All options of the run by name, secrets left out.
+        changed: Names of the options that are not at their default.
+        before: Held-out measures of the base model, where they were taken.
+        after: Held-out measures of the saved weights.
+        kept: Which weights were saved, such as `step 400 of 600`.
+        steps: Steps trained.
+        loss: The mean loss.
+    """
+    lines = [_front_matter(base_model), f"# {folder.name}", ""]
+    lines += [f"A text embedder fine-tuned from `{base_model}` with bgectl {__version__}.", ""]
+    lines += ["| | |", "|-|-|", f"| Pooling | {facts.pooling} |"]
+    lines += [f"| Normalised | {'yes' if facts.normalize else 'no'} |", f"| Tokens | {facts.max_length} |"]
+    lines += [f"| Query prompt | {_code(facts.query_prompt)} |", f"| Passage prompt | {_code(facts.passage_prompt)} |"]
+    lines += ["", "## Use", "", _usage(folder, facts), "## Training data", ""]
+    lines += ["| dataset | rows | passages a query | queries a step | steps an epoch |", "|-|-:|-:|-:|-:|"]
+    lines += [f"| {p.name} | {p.rows:,} | {p.group_size} | {p.batch_size} | {p.steps:,} |" for p in plan]
+    lines += ["", "## Results", "", *_results(before, after, kept)]
+    lines += ["", f"Trained for {steps:,} steps" + (f"; mean loss {loss:.4f}." if loss is not None else "."), ""]
+    lines += ["![curves](curves.png)", "", "## Options", ""]
+    lines += ["Not at their defaults:", "", "| option | value |", "|-|-|"]
+    lines += [f"| {name} | {_code(options[name])} |" for name in changed]
+    return "\n".join([*lines, "", "All of them are in `options.yaml`.", ""])
+
+
+def _front_matter(base_model: str) -> str:
+    lines = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
+    # Hub names only: a folder of the author's machine is no base model to others.
+    if base_model.count("/") == 1 and not base_model.startswith((".", "/", "~")) and not Path(base_model).exists():
+        lines.append(f"base_model: {base_model}")
+    tags = ["sentence-transformers", "feature-extraction", "sentence-similarity", "bgectl"]
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in tags), "---", ""])
+
+
+def _code(value: Any) -> str:
+    text = str(value).replace("|", "\\|").replace("\n", "\\n")
+    return f"`{text}`" if text else "none"
+
+
+def _usage(folder: Path, facts: EmbedderFacts) -> str:
+    return USAGE.format(
+        folder=folder.name,
+        query_argument=', prompt_name="query"' if facts.query_prompt else "",
+        passage_argument=', prompt_name="document"' if facts.passage_prompt else "",
+    )
+
+
+def _results(before: Mapping[str, float] | None, after: Mapping[str, float] | None, kept: str | None) -> list[str]:
+    if before is None or after is None:
+        return ["Nothing was held out (`--eval-data`); compare with `bgectl eval BASE THIS --eval-data DIR`."]
+    rows = [f"| {name} | {before[name]:.4f} | {value:.4f} |" for name, value in after.items()]
+    return [f"On held-out data; the weights are those of {kept}.", "", "| | before | after |", "|-|-:|-:|", *rows]

@@ -1,0 +1,160 @@
+"""From drawn groups to tensors, in the loader's processes.
+
+Letters: B queries, G passages a group, T texts (B queries, then the distinct passages), N candidates (B·G).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedTokenizerBase
+
+from bgectl.data.datasets import Collection
+from bgectl.data.draw import SYMMETRIC_TEXTS, Group, draw_group, sampler
+from bgectl.data.prompts import Prompts
+from bgectl.encode import plan_batches, tokenize
+from bgectl.train.batches import RowKey
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A group and where its row stands, for messages."""
+
+    group: Group
+    place: str
+
+
+class Groups(TorchDataset[Drawn]):
+    """Reads a row and draws its group; the draws depend on the seed, the epoch and the row alone."""
+
+    def __init__(
+        self, collection: Collection, prompts: Prompts, *, seed: int, shuffle_ratio: float = 0.0,
+        same_dataset: bool = False,
+    ) -> None:  # fmt: skip
+        self.collection = collection
+        self.prompts = prompts
+        self.seed = seed
+        self.shuffle_ratio = shuffle_ratio
+        self.same_dataset = same_dataset
+
+    def __len__(self) -> int:
+        return len(self.collection)
+
+    def __getitem__(self, key: RowKey) -> Drawn:
+        dataset = self.collection.datasets[key.dataset]
+        file, row = dataset.read(key.position)
+        group = draw_group(
+            row,
+            dataset.group_size,
+            self.prompts,
+            sampler(self.seed, key.epoch, key.row),
+            shuffle_ratio=self.shuffle_ratio,
+            symmetric=self.same_dataset and row.type in SYMMETRIC_TEXTS,
+            own_negatives_only=dataset.own_negatives_only,
+        )
+        return Drawn(group, file)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Tokenises groups and packs the texts into pieces of like length.
+
+    Args:
+        tokenizer: The model's.
+        query_max_len: Tokens of a query.
+        passage_max_len: Tokens of a passage.
+        pad_to_multiple_of: Padded lengths are multiples of this.
+        piece_tokens: Tokens of a piece, padding included.
+        piece_texts: Texts of a piece at most.
+        mask_duplicates: Block candidates that are a positive of the query.
+        distill: Hand on teacher scores.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    query_max_len: int
+    passage_max_len: int
+    piece_tokens: int
+    piece_texts: int = 1 << 30
+    pad_to_multiple_of: int | None = None
+    mask_duplicates: bool = True
+    distill: bool = False
+
+    def __call__(self, drawn: Sequence[Drawn]) -> dict[str, Any]:
+        """Tensors of one step.
+
+        Returns:
+            `pieces`: dicts of `input_ids` and `attention_mask`; `order`: (T',) where text t stands in the pieces'
+            concatenation, T' = B + N, queries first; `group_size`; `blocked` (B, N) or None; `teacher` (B, G) or
+            None; `places`: where the rows stand; `tokens`: how many tokens are not padding.
+        """
+        groups = [item.group for item in drawn]
+        distinct, passage_index = _distinct([text for group in groups for text in group.passages])
+        queries, _ = tokenize(self.tokenizer, [group.query for group in groups], self.query_max_len)
+        passages, _ = tokenize(self.tokenizer, distinct, self.passage_max_len)
+        pieces, place_of = self._pieces(queries + passages)
+        text_index = torch.cat([torch.arange(len(groups)), torch.tensor(passage_index) + len(groups)])
+        return {
+            "pieces": pieces,
+            "order": place_of[text_index],
+            "group_size": len(groups[0].passages),
+            "blocked": blocked_candidates(groups, mask_duplicates=self.mask_duplicates),
+            "teacher": teacher_scores(groups) if self.distill else None,
+            "places": [item.place for item in drawn],
+            "tokens": sum(len(ids) for ids in queries) + sum(len(ids) for ids in passages),
+        }
+
+    def _pieces(self, texts: list[list[int]]) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Padded pieces, and for each text its position in their concatenation."""
+        batches = plan_batches([len(ids) for ids in texts], self.piece_tokens, self.piece_texts)
+        place_of = torch.empty(len(texts), dtype=torch.long)
+        place_of[torch.tensor([index for batch in batches for index in batch])] = torch.arange(len(texts))
+        pieces = []
+        for batch in batches:
+            padded = self.tokenizer.pad(
+                {"input_ids": [texts[index] for index in batch]}, pad_to_multiple_of=self.pad_to_multiple_of,
+                return_tensors="pt",
+            )  # fmt: skip
+            pieces.append({"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]})
+        return pieces, place_of
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The texts without repetitions, and for each given text its place among them: no text is encoded twice."""
+    seen: dict[str, int] = {}
+    index = [seen.setdefault(text, len(seen)) for text in texts]
+    return list(seen), index
+
+
+def blocked_candidates(groups: Sequence[Group], *, mask_duplicates: bool) -> Tensor | None:
+    """(B, N) True where a passage of another group may not be the query's negative; None where all may.
+
+    A copy of one of the query's own positives is no negative, and rows whose dataset turns in-batch negatives off
+    see their own group alone.
+    """
+    size = len(groups[0].passages)
+    texts = [text for group in groups for text in group.passages]
+    blocked = torch.zeros(len(groups), len(texts), dtype=torch.bool)
+    places: dict[str, list[int]] = {}
+    for column, text in enumerate(texts):
+        places.setdefault(text, []).append(column)
+    for index, group in enumerate(groups):
+        if group.own_negatives_only:
+            blocked[index] = True
+        elif mask_duplicates:
+            for text in group.positives:
+                blocked[index, places.get(text, [])] = True
+        blocked[index, index * size : (index + 1) * size] = False
+    return blocked if bool(blocked.any()) else None
+
+
+def teacher_scores(groups: Sequence[Group]) -> Tensor | None:
+    """(B, G) teacher scores, NaN for a group without; None where no group has any."""
+    if all(group.scores is None for group in groups):
+        return None
+    nothing = [float("nan")] * len(groups[0].passages)
+    return torch.tensor([group.scores or nothing for group in groups], dtype=torch.float32)

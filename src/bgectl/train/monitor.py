@@ -1,0 +1,198 @@
+"""What is seen of a run: a progress bar with speeds, a log file, a picture of the curves, held-out measures."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+from transformers import TrainerCallback
+
+from bgectl import console
+
+
+class Progress(TrainerCallback):
+    """A bar with loss, examples/s and tokens/s on a terminal, a line every `logging_steps` elsewhere, and log.jsonl.
+
+    Args:
+        log: File that gets one JSON object for each entry.
+        counts: Returns (examples, tokens) seen so far by this process.
+    """
+
+    def __init__(self, log: Path, counts: Callable[[], tuple[int, int]]) -> None:
+        self.log = log
+        self.counts = counts
+        self.bar: Any = None
+        self.task: Any = None
+        self.started = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started = time.monotonic()
+        if not console.stderr().is_terminal or not state.is_world_process_zero:
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.bar = Bar(
+            TextColumn("Training"), BarColumn(), MofNCompleteColumn(), TextColumn("steps {task.fields[note]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=console.stderr(),
+        )  # fmt: skip
+        self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, note="")
+        self.bar.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        examples, tokens = self.counts()
+        entry = {"step": state.global_step, **logs}
+        if "loss" in logs:
+            entry |= {"examples_per_second": examples / seconds, "tokens_per_second": tokens / seconds}
+        with self.log.open("ab") as stream:
+            stream.write(orjson.dumps(entry, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+        if "loss" not in logs:
+            return
+        speed = f"{examples / seconds:,.1f} examples/s  {tokens / seconds:,.0f} tokens/s"
+        if self.bar:
+            self.bar.update(self.task, note=f" loss {logs['loss']:.4f}  {speed}")
+        else:
+            rate = logs.get("learning_rate", 0.0)
+            console.info(f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  lr {rate:.2e}  {speed}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar off the terminal; a run that fails calls this too."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+
+class Interrupted(TrainerCallback):
+    """Ends the run on Ctrl-C even where Python drops the exception, as it does in destructors and finalizers.
+
+    Use as a context manager around training, in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+        self.former: Any = None
+        self.former_hook: Any = None
+
+    def __enter__(self) -> Interrupted:
+        self.former, self.former_hook = signal.signal(signal.SIGINT, self._note), sys.unraisablehook
+        sys.unraisablehook = self._dropped
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self.former)
+        sys.unraisablehook = self.former_hook
+
+    def _dropped(self, dropped: Any) -> None:
+        """Python would print a traceback."""
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            self.former_hook(dropped)
+
+    def _note(self, *_: object) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.seen:
+            raise KeyboardInterrupt
+
+
+class HeldOut(TrainerCallback):
+    """Measures retrieval every so many steps and keeps the best weights.
+
+    Args:
+        every: Steps between two measurements.
+        measure: Returns the measures by name for the weights as they are.
+        keep: Called when the weights are the best so far.
+        metric: The measure that decides.
+
+    Attributes:
+        log: The Trainer's own, which also reaches the log file and `--report-to`; set once there is a Trainer.
+    """
+
+    def __init__(
+        self, every: int, measure: Callable[[], dict[str, float]], keep: Callable[[], None], metric: str
+    ) -> None:
+        self.every = every
+        self.measure = measure
+        self.keep = keep
+        self.metric = metric
+        self.history: list[tuple[int, dict[str, float]]] = []
+        self.best_step: int | None = None
+        self.log: Callable[[dict[str, Any]], None] | None = None
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The measures of the best weights."""
+        return next(measures for step, measures in self.history if step == self.best_step)
+
+    @property
+    def before(self) -> dict[str, float]:
+        """The measures before the first step."""
+        return self.history[0][1]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._take(state, "before training")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
+            self._take(state, f"step {state.global_step}")
+
+    def _take(self, state: Any, label: str) -> None:
+        measures = self.measure()
+        step = int(state.global_step)
+        if step and (self.best_step is None or measures[self.metric] > self.best[self.metric]):
+            self.history.append((step, measures))
+            self.best_step = step
+            self.keep()
+            label += " (best)"
+        else:
+            self.history.append((step, measures))
+        if self.log is not None:
+            self.log({f"eval_{name}": value for name, value in measures.items()})
+        console.info(f"{label}: " + "  ".join(f"{name} {value:.4f}" for name, value in measures.items()))
+
+
+def draw_curves(history: Sequence[dict[str, Any]], picture: Path, metric: str | None) -> None:
+    """Loss and learning rate over the steps, and the held-out measure where there is one, into a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    rates = [(entry["step"], entry["learning_rate"]) for entry in history if "learning_rate" in entry]
+    key = f"eval_{metric}"
+    measured = [(entry["step"], entry[key]) for entry in history if key in entry]
+    series = [("loss", losses), ("learning rate", rates)] + ([(metric or "", measured)] if measured else [])
+    figure, axes = pyplot.subplots(len(series), 1, figsize=(8, 2.4 * len(series)), sharex=True, squeeze=False)
+    for axis, (name, points) in zip(axes[:, 0], series, strict=True):
+        axis.plot([step for step, _ in points], [value for _, value in points], marker="o" if len(points) < 30 else "")
+        axis.set_ylabel(name)
+        axis.grid(alpha=0.3)
+    axes[-1, 0].set_xlabel("step")
+    figure.tight_layout()
+    # A name that ends in .part would leave matplotlib without a format.
+    beside = picture.with_name(f".{picture.stem}.part{picture.suffix}")
+    try:
+        figure.savefig(beside, dpi=120)
+        beside.replace(picture)
+    finally:
+        pyplot.close(figure)
+        with suppress(FileNotFoundError):
+            beside.unlink()
