@@ -5,10 +5,11 @@ Letters: B queries, G passages a group, T texts (B queries, then the distinct pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
@@ -121,6 +122,35 @@ class Collator:
             )  # fmt: skip
             pieces.append({"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]})
         return pieces, place_of
+
+
+@dataclass(frozen=True)
+class AsArrays:
+    """A collator whose tensors come as numpy arrays, for the way out of a loader's process.
+
+    A tensor would take a file descriptor each, of which a process has few, and a handshake between the processes that
+    fails aloud when one of them is interrupted.
+    """
+
+    collator: Collator
+
+    def __call__(self, drawn: Sequence[Drawn]) -> dict[str, Any]:
+        """What the collator returns; nothing is copied."""
+        return _mapped(self.collator(drawn), Tensor, lambda tensor: tensor.numpy())
+
+
+def as_tensors(step: dict[str, Any]) -> dict[str, Any]:
+    """What the collator returned before `AsArrays`; nothing is copied."""
+    return _mapped(step, np.ndarray, torch.from_numpy)
+
+
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """The value with every `kind` in its lists and dicts changed."""
+    if isinstance(value, dict):
+        return {key: _mapped(item, kind, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_mapped(item, kind, change) for item in value]
+    return change(value) if isinstance(value, kind) else value
 
 
 def _distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:

@@ -18,7 +18,7 @@ from bgectl.gradcache import cached_backward
 from bgectl.losses.embedding import EmbeddingLoss
 from bgectl.models.encoder import Encoder
 from bgectl.train.batches import BatchPlan
-from bgectl.train.collate import Collator, Drawn, Groups
+from bgectl.train.collate import AsArrays, Collator, Drawn, Groups, as_tensors
 
 
 class StepModel(nn.Module):
@@ -43,6 +43,10 @@ class PlannedLoader(DataLoader[Drawn]):
         plan.set_epoch(epoch)
 
     def __iter__(self) -> Any:
+        """The steps of an epoch, as tensors."""
+        return map(as_tensors, self._started())
+
+    def _started(self) -> Any:
         """Start an epoch. Ctrl-C is this process's business; the loader's processes inherit that they do not hear it,
         or each would write a traceback.
         """
@@ -105,9 +109,8 @@ class EmbedderTrainer(Trainer):
         return PlannedLoader(
             self.train_dataset,
             batch_sampler=self.plan,
-            collate_fn=self.data_collator,
+            collate_fn=AsArrays(self.data_collator),
             num_workers=workers,
-            pin_memory=torch.cuda.is_available() and not self.args.use_cpu,
             prefetch_factor=4 if workers else None,
             worker_init_fn=one_thread_tokenizer if workers else None,
         )
