@@ -35,13 +35,26 @@ def _console(*, to_stderr: bool) -> Console:
     return Console(stderr=to_stderr, highlight=False, emoji=False, soft_wrap=to_stderr, width=width)
 
 
+_quiet = False
+
+
+def be_quiet() -> None:
+    """Say nothing but errors: of several processes that do the same, one speaks."""
+    global _quiet
+    _quiet = True
+
+
 def info(message: str) -> None:
     """One line about what the command does or found."""
+    if _quiet:
+        return
     stderr().print(message, markup=False)
 
 
 def warn(message: str) -> None:
     """Something the user should know though the command goes on."""
+    if _quiet:
+        return
     from rich.text import Text
 
     stderr().print(Text.assemble(("warning: ", "bold yellow"), message))
@@ -58,6 +71,8 @@ def error(message: str, *, hint: str | None = None) -> None:
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, on_stdout: bool = False) -> None:
     """Show rows under column heads; columns whose every cell is a number are set flush right."""
+    if _quiet:
+        return
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -93,7 +108,7 @@ def progress(description: str, total: int | None, unit: str) -> Iterator[Advance
         total: How many units there are; None when not known.
         unit: The name of a unit, such as `texts`.
     """
-    if not stderr().is_terminal:
+    if _quiet or not stderr().is_terminal:
         yield lambda amount=1: None
         return
     from rich.progress import (

@@ -1,7 +1,7 @@
 """The errors a user meets. Anything else that escapes is a bug and is shown as one.
 
 Exit codes: 0 success, 1 the data or the run failed, 2 the command line or a configuration file is wrong,
-130 interrupted.
+130 interrupted (143 by SIGTERM).
 """
 
 from __future__ import annotations
@@ -38,6 +38,20 @@ class UsageError(BgectlError):
 
 class DataError(BgectlError):
     """An input file holds something that cannot be used."""
+
+
+class Interrupted(BgectlError):
+    """Ctrl-C or SIGTERM, after what was being done came to an orderly end.
+
+    Args:
+        message: What was kept.
+        signal: Its number.
+        hint: How to go on.
+    """
+
+    def __init__(self, message: str, *, signal: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = 128 + signal
 
 
 class RunError(BgectlError):

@@ -7,7 +7,8 @@ again, with the same random numbers so that dropout agrees, and its part of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,14 +35,19 @@ def cached_backward(
     pieces: Sequence[Piece],
     loss_of: Callable[[Tensor], Tensor],
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
+    backward_piece: Callable[[Tensor], None] = torch.Tensor.backward,
+    around_piece: Callable[[bool], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
     """Add to the parameters the gradient of `loss_of(cat(encode(piece) for piece in pieces))`.
 
     Args:
         encode: A piece to its (N, D) vectors.
         pieces: What `encode` takes.
-        loss_of: All vectors, (ΣN, D), to a scalar.
+        loss_of: All vectors, (ΣN, D), to a scalar. It may exchange vectors with other processes.
         backward: Called with the loss; an accelerator's own, which may scale it.
+        backward_piece: Called with a scalar whose gradient is the piece's part.
+        around_piece: Gives a context for the second encoding of a piece and its backward pass; called with whether the
+            piece is the last one. A wrapper that averages gradients over processes should do so then and not before.
 
     Returns:
         The loss, detached.
@@ -55,10 +61,11 @@ def cached_backward(
     leaves = [part.detach().requires_grad_() for part in vectors]
     loss = loss_of(torch.cat(leaves))
     backward(loss)
-    for piece, state, leaf in zip(pieces, states, leaves, strict=True):
+    for number, (piece, state, leaf) in enumerate(zip(pieces, states, leaves, strict=True), 1):
         state.restore()
-        # The surrogate's gradient is the chain rule: d loss / d vectors, sent through the piece.
-        torch.dot(encode(piece).flatten(), _gradient(leaf).flatten()).backward()  # type: ignore[no-untyped-call]
+        with around_piece(number == len(pieces)):
+            # The surrogate's gradient is the chain rule: d loss / d vectors, sent through the piece.
+            backward_piece(torch.dot(encode(piece).flatten(), _gradient(leaf).flatten()))
     after.restore()
     return loss.detach()
 

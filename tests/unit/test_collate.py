@@ -10,8 +10,9 @@ from bgectl.data.datasets import Collection, Dataset
 from bgectl.data.draw import Group
 from bgectl.data.prompts import Prompts
 from bgectl.data.rows import to_row
+from bgectl.losses.candidates import blocked_candidates
 from bgectl.train.batches import RowKey
-from bgectl.train.collate import Collator, Drawn, Groups, blocked_candidates, teacher_scores
+from bgectl.train.collate import Collator, Drawn, Groups, candidate_ids, teacher_scores
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,11 @@ GROUPS = st.lists(
 @given(GROUPS, st.booleans())
 def test_blocked_follows_its_definition(rows, mask_duplicates):
     groups = [Group("q", texts, None, [texts[0], *sorted(more)], own) for texts, more, own in rows]
-    blocked = blocked_candidates(groups, mask_duplicates=mask_duplicates)
+    ids = candidate_ids(groups)
+    blocked = blocked_candidates(
+        ids["passage_ids"], ids["positive_ids"], ids["own_only"], len(groups[0].passages),
+        mask_duplicates=mask_duplicates,
+    )  # fmt: skip
     passages = [(index, text) for index, group in enumerate(groups) for text in group.passages]
     expected = [
         [
@@ -90,7 +95,7 @@ def test_blocked_follows_its_definition(rows, mask_duplicates):
         ]
         for index, group in enumerate(groups)
     ]
-    assert (blocked.tolist() if blocked is not None else [[False] * len(passages)] * len(groups)) == expected
+    assert blocked.tolist() == expected
 
 
 def test_teacher_scores():

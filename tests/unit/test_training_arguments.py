@@ -8,14 +8,15 @@ import pytest
 from transformers import TrainingArguments
 
 from bgectl.options.base import shape_of
-from bgectl.options.train import OptimOptions, RunOptions
+from bgectl.options.train import OptimOptions, PrecisionOptions, RunOptions
 
 THEIRS = {field.name: field for field in dataclasses.fields(TrainingArguments)}
 HINTS = get_type_hints(TrainingArguments)
-OURS = {**OptimOptions.model_fields, **RunOptions.model_fields}
+OURS = {**OptimOptions.model_fields, **RunOptions.model_fields, **PrecisionOptions.model_fields}
 
-OWN = {"warmup_ratio", "overwrite_output_dir"}
-"""Dropped by transformers 5 and kept here."""
+OWN = {"warmup_ratio", "overwrite_output_dir", "dry_run", "resume", "layerwise_lr_decay", "trainer",
+       "attn_implementation"}
+"""Dropped by transformers 5 and kept here, and our own."""
 
 DIFFERENT = {
     "learning_rate": (2e-5, 5e-5),  # what BGE's fine-tuning examples and our own measurements settle on
@@ -29,6 +30,7 @@ DIFFERENT = {
     "report_to": ([], "none"),
     "dataloader_num_workers": (2, 0),  # tokenising need not keep the model waiting
     "gradient_checkpointing": (False, None),  # theirs follows the model's configuration, which none of ours sets
+    "deepspeed": (None, None),
     "output_dir": ("required", None),
 }
 """Defaults that differ on purpose, or in form: (ours, theirs)."""

@@ -41,23 +41,31 @@ def _run(words: list[str]) -> int:
         if debug:
             raise
         place = f"{problem.where}: " if problem.where else ""
-        console.error(place + problem.message, hint=problem.hint)
-        return problem.exit_code
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        return 130
+        return _failed(problem, place + problem.message, problem.hint, problem.exit_code)
+    except KeyboardInterrupt as problem:
+        return _failed(problem, "interrupted", None, 130)
     except BrokenPipeError:
         raise
     except OSError as problem:
         if debug:
             raise
-        console.error(f"{problem.filename or 'output'}: {problem.strerror or problem}")
-        return 1
+        return _failed(problem, f"{problem.filename or 'output'}: {problem.strerror or problem}", None, 1)
     except Exception as problem:
         if debug:
             raise
         text = str(problem).strip() or type(problem).__name__
-        console.error(
-            f"{type(problem).__name__}: {text}", hint="`--debug` shows where; please report it if it is a bug"
-        )
-        return 1
+        hint = "`--debug` shows where; please report it if it is a bug"
+        return _failed(problem, f"{type(problem).__name__}: {text}", hint, 1)
+
+
+def _failed(problem: BaseException, message: str, hint: str | None, code: int) -> int:
+    """Tell an error, or leave it to the launcher that started this process, which tells the first one of all."""
+    if "LOCAL_RANK" in os.environ:
+        from bgectl.launch import leave_to_launcher
+
+        if leave_to_launcher(problem, message, hint, code):
+            return code
+    rank = os.environ.get("RANK", "0") if "LOCAL_RANK" in os.environ else "0"
+    if rank == "0" or not isinstance(problem, BgectlError | KeyboardInterrupt):
+        console.error(message, hint=hint)
+    return code

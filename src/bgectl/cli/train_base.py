@@ -10,6 +10,13 @@ from bgectl.options.train import TrainBaseOptions
 
 def train_base(options: TrainBaseOptions) -> None:
     """Fine-tune an encoder embedder on training rows."""
+    from bgectl.launch import launch
+
+    if not options.dry_run:
+        launch(
+            processes=options.processes, on_cpu=options.on_cpu, nnodes=options.nnodes, node_rank=options.node_rank,
+            endpoint=options.rdzv_endpoint, meeting=options.rdzv_id, max_restarts=options.max_restarts,
+        )  # fmt: skip
     from bgectl.train.run import run
 
     run(options)

@@ -22,24 +22,24 @@ def _weights(teacher_BG: Tensor) -> Tensor:
     return weights_BG * scored(teacher_BG).unsqueeze(1)
 
 
-def kl_div(scores_BN: Tensor, teacher_BG: Tensor) -> Tensor:
+def kl_div(scores_BN: Tensor, teacher_BG: Tensor, first: int = 0) -> Tensor:
     """(B,) cross-entropy between the teacher's and the student's distribution over the group.
 
     -Σ_j t_j · log softmax_j(s), where t = softmax(teacher) and s are the scores of the query's own passages.
     """
-    student_BG = own_group(scores_BN, teacher_BG.shape[1])
+    student_BG = own_group(scores_BN, teacher_BG.shape[1], first)
     return -(_weights(teacher_BG) * torch.log_softmax(student_BG, dim=1)).sum(dim=1)
 
 
-def m3_kd(scores_BN: Tensor, teacher_BG: Tensor, blocked_BN: Tensor | None = None) -> Tensor:
+def m3_kd(scores_BN: Tensor, teacher_BG: Tensor, blocked_BN: Tensor | None = None, first: int = 0) -> Tensor:
     """(B,) Σ_j t_j · CE(s with the group's passages 0 … j-1 left out, target passage j).
 
     The loss of BGE-M3 for teacher scores (reference, SPEC §4); candidates are all N passages that are not blocked.
     """
     queries, group_size = teacher_BG.shape
     weights_BG = _weights(teacher_BG)
-    student_BG = own_group(scores_BN, group_size)
-    rows, columns = group_columns(queries, group_size, scores_BN.device)
+    student_BG = own_group(scores_BN, group_size, first)
+    rows, columns = group_columns(queries, group_size, scores_BN.device, first)
     candidates_BN = block(scores_BN, blocked_BN)
     total_B = torch.zeros_like(student_BG[:, 0])
     for j in range(group_size):

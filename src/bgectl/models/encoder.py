@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,18 @@ def load_tokenizer(name: str, hub: Hub) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_backbone(name: str, hub: Hub, *, dtype: torch.dtype = torch.float32, config_name: str | None = None) -> Any:
+def load_backbone(
+    name: str, hub: Hub, *, dtype: torch.dtype = torch.float32, config_name: str | None = None,
+    attention: str | None = None,
+) -> Any:  # fmt: skip
     """The transformer without a head or pooler (an unused pooler would get no gradient).
+
+    Args:
+        name: Folder or hub name.
+        hub: How to reach it.
+        dtype: Precision of the weights.
+        config_name: Where the configuration is, if not with the model.
+        attention: Attention by transformers' name; None for the model's own choice.
 
     Raises:
         RunError: It cannot be found or read, or is not an encoder that AutoModel knows.
@@ -68,13 +79,20 @@ def load_backbone(name: str, hub: Hub, *, dtype: torch.dtype = torch.float32, co
     check_model_name(name)
     try:
         config = AutoConfig.from_pretrained(config_name or name, **hub.arguments())
-        extra = {"add_pooling_layer": False} if _takes_pooler_flag(config) else {}
+        extra: dict[str, Any] = {"add_pooling_layer": False} if _takes_pooler_flag(config) else {}
+        if attention is not None:
+            extra["attn_implementation"] = attention
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             backbone, loading = AutoModel.from_pretrained(
                 name, config=config, dtype=dtype, output_loading_info=True, **extra, **hub.arguments()
             )
-    except (OSError, ValueError, RuntimeError) as problem:
+    except (OSError, ValueError, RuntimeError, ImportError) as problem:
+        if attention is not None and attention in str(problem):
+            text = str(problem).strip().split("\n")[0]
+            raise RunError(
+                f"{attention} cannot be had: {text}", where=name, hint="try sdpa, or leave it out"
+            ) from problem
         raise unreachable(name, problem) from problem
     except SafetensorError as problem:
         raise RunError(f"the weights are damaged: {problem}", where=name) from problem
@@ -115,7 +133,7 @@ def save_embedder(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        arguments = {} if state is None else {"state_dict": state}
+        arguments = {} if state is None else {"state_dict": dict(state)}
         backbone.save_pretrained(folder, **arguments)
         _forget_cutting(tokenizer)
         tokenizer.save_pretrained(folder)
@@ -174,6 +192,7 @@ def layout(facts: EmbedderFacts, config: Any) -> dict[str, Any]:
 
 
 def quiet_libraries() -> None:
-    """Keep transformers' own bars and advice off the user's terminal; warnings about errors stay."""
+    """Keep the libraries' own bars and advice off the user's terminal; warnings about errors stay."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -116,6 +116,8 @@ def _shape(annotation: Any) -> Shape:
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         return _shape(next(part for part in get_args(annotation) if part is not type(None)))
+    if origin is dict:
+        return Shape(str, many=True)
     if origin in (list, tuple):
         inner = _shape(get_args(annotation)[0])
         return Shape(inner.kind, many=True, choices=inner.choices)

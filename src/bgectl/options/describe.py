@@ -141,7 +141,7 @@ def _default(field: FieldInfo) -> str | None:
     if field.is_required():
         return None
     value: Any = field.get_default(call_default_factory=True)
-    if value is None or value in ([], (), ""):
+    if value is None or value in ([], (), {}, ""):
         return None
     if isinstance(value, bool):
         return "yes" if value else "no"

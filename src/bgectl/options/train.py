@@ -11,6 +11,28 @@ from bgectl.options.base import Flag, Options
 from bgectl.options.common import HubOptions, Pooling, two_places
 
 
+def pairs_of(given: Any) -> Any:
+    """A mapping from `NAME=VALUE` words, each value read as YAML; anything else as it is.
+
+    Raises:
+        ValueError: A word has no `=`.
+    """
+    if not isinstance(given, list):
+        return given
+    import yaml
+
+    pairs: dict[str, Any] = {}
+    for item in given:
+        if isinstance(item, dict):
+            pairs.update(item)
+            continue
+        name, equals, value = str(item).partition("=")
+        if not equals:
+            raise ValueError("takes NAME=VALUE pairs")
+        pairs[name.replace("-", "_")] = yaml.safe_load(value)
+    return pairs
+
+
 class ModelOptions(Options):
     """The model that training starts from."""
 
@@ -82,14 +104,24 @@ class LossOptions(Options):
     """Loss of the distillation."""
     mask_duplicates: bool = True
     """Leave a passage out of a query's negatives when it is one of the query's own positives."""
+    negatives_cross_device: bool = False
+    """With several processes: the passages of all of them are negatives, with the exact gradient."""
+    false_negative_margin: float | None = Field(None, ge=0)
+    """Leave in-batch passages out that are more similar to the query than its positive, by more than this."""
     use_mrl: bool = False
     """Train prefixes of the embedding too (Matryoshka representation learning)."""
     mrl_dims: Annotated[list[Annotated[int, Field(ge=1)]], Flag(pattern=r"\d+", metavar="DIM...")] = Field(
         default_factory=list
     )
     """Dimensions of the prefixes. Default: the whole, half, a quarter … down to 32."""
+    gradient_cache: bool | None = None
+    """Hold the activations of one piece of a step at a time: the same gradient in less memory, for a second forward
+    pass. Default: yes where --sub-batch-size is given."""
+    sub_batch_tokens: int | None = Field(None, ge=1)
+    """Encode a step's texts, sorted by length, in pieces of this many tokens, padding included. Default: 2048 on a CPU,
+    else 65536."""
     sub_batch_size: int | None = Field(None, ge=1)
-    """Encode a step's texts in pieces of this many, holding one piece's activations (gradient caching)."""
+    """Texts of a piece at most."""
 
 
 class OptimOptions(Options):
@@ -118,7 +150,17 @@ class OptimOptions(Options):
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are scaled down to this norm."""
     optim: str = "adamw_torch"
-    """Optimiser, by transformers' name."""
+    """Optimiser, by transformers' name; adamw_torch_fused is the fastest on a GPU."""
+
+    layerwise_lr_decay: float = Field(1.0, gt=0, le=1)
+    """Each layer below the last learns by this factor slower than the one above it; the embeddings are the lowest."""
+    trainer: Annotated[dict[str, Any], Flag(metavar="NAME=VALUE...", pattern=r"\w+=.*")] = Field(default_factory=dict)
+    """Other arguments of transformers' TrainingArguments, by their names: a mapping in YAML."""
+
+    @field_validator("trainer", mode="before")
+    @classmethod
+    def _pairs(cls, given: Any) -> Any:
+        return pairs_of(given)
 
     @field_validator("max_steps")
     @classmethod
@@ -139,14 +181,6 @@ class RunOptions(Options):
     """Delete what an earlier run left in the folder."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of the draws, the order and dropout."""
-    bf16: bool = False
-    """Compute in bfloat16."""
-    fp16: bool = False
-    """Compute in float16 with loss scaling; a GPU only."""
-    use_cpu: bool = False
-    """Do not use a GPU though there is one."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
     dataloader_num_workers: int = Field(2, ge=0)
     """Processes that read and tokenise ahead."""
     dataloader_drop_last: bool = False
@@ -157,10 +191,86 @@ class RunOptions(Options):
     """Steps between two checkpoints; 0 keeps none but the final model."""
     save_total_limit: int | None = Field(2, ge=1)
     """Checkpoints kept."""
+    resume: Annotated[str | None, Flag("--resume-from-checkpoint", metavar="auto|CHECKPOINT")] = None
+    """Go on from a checkpoint: `auto` takes the newest whole one in the output folder and starts anew where there is
+    none, or name one. The rest of the run is what it would have been."""
+    dry_run: bool = False
+    """Show the plan, an example of each dataset as the model will see it and an estimate of memory, and stop."""
     report_to: Annotated[list[str], Flag(metavar="NAME...")] = Field(default_factory=list)
     """Also log to tensorboard, wandb, mlflow and the others of transformers."""
     run_name: str | None = None
     """Name of the run for `--report-to`."""
+
+
+class PrecisionOptions(Options):
+    """What a step costs in time and memory."""
+
+    panel: ClassVar[str] = "Precision and memory"
+
+    bf16: bool = False
+    """Compute in bfloat16; the weights stay in float32."""
+    fp16: bool = False
+    """Compute in float16 with loss scaling; a GPU only."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    attn_implementation: Annotated[str | None, Flag(metavar="NAME")] = None
+    """Attention by transformers' name: sdpa, flash_attention_2, eager, or a kernel of the hub. Default: sdpa where the
+    model has it."""
+    torch_compile: bool = False
+    """Compile the model with torch.compile: a slow start, faster steps."""
+    deepspeed: Annotated[str | None, Flag(metavar="0|1|2|3|FILE")] = None
+    """Train with DeepSpeed: the stage of ZeRO, or a JSON file of its own."""
+
+
+class ProcessOptions(Options):
+    """How many processes train together, and where. They are started by torch.distributed.run, once: under torchrun or
+    SLURM the processes that are there already are taken.
+    """
+
+    panel: ClassVar[str] = "Processes"
+
+    gpus: int | None = Field(None, ge=1)
+    """GPUs of this machine to train on, a process each."""
+    nproc: Annotated[int | None, Flag("--nproc-per-node")] = Field(None, ge=1)
+    """Processes on this machine; the same as --gpus where the device is a GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What to train on; `auto` is a GPU if there is one."""
+    use_cpu: bool = False
+    """The same as `--device cpu`."""
+    nnodes: int = Field(1, ge=1)
+    """Machines that train together; the same command is run on each."""
+    node_rank: int | None = Field(None, ge=0)
+    """Which of the machines this is; 0 is the one that --rdzv-endpoint names."""
+    rdzv_endpoint: Annotated[str | None, Flag(metavar="HOST:PORT")] = None
+    """Where the machines meet: a host and a free port of it."""
+    rdzv_id: str = "bgectl"
+    """Name of the meeting; different runs that meet at one endpoint take different ones."""
+    max_restarts: int = Field(0, ge=0)
+    """Start all processes again from the newest checkpoint, so often, when one of them fails."""
+
+    @model_validator(mode="after")
+    def _processes(self) -> Any:
+        if self.gpus is not None and self.nproc is not None and self.gpus != self.nproc:
+            raise ValueError("--gpus and --nproc exclude each other")
+        if self.gpus is not None and (self.device == "cpu" or self.use_cpu):
+            raise ValueError("--gpus and --device cpu exclude each other; --nproc counts processes on a CPU")
+        if self.use_cpu and self.device == "cuda":
+            raise ValueError("--use-cpu and --device cuda exclude each other")
+        if self.nnodes > 1 and self.rdzv_endpoint is None:
+            raise ValueError("--nnodes needs --rdzv-endpoint HOST:PORT, the same on all machines")
+        if self.node_rank is not None and self.node_rank >= self.nnodes:
+            raise ValueError(f"--node-rank counts from 0; with --nnodes {self.nnodes} it is less than {self.nnodes}")
+        return self
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether a CPU is asked for."""
+        return self.use_cpu or self.device == "cpu"
+
+    @property
+    def processes(self) -> int:
+        """Processes asked for on this machine."""
+        return self.gpus or self.nproc or 1
 
 
 class HeldOutOptions(Options):
@@ -177,7 +287,8 @@ class HeldOutOptions(Options):
 
 
 class TrainOptions(
-    ModelOptions, DataOptions, LossOptions, OptimOptions, RunOptions, HeldOutOptions, HubOptions
+    ModelOptions, DataOptions, LossOptions, OptimOptions, RunOptions, PrecisionOptions, ProcessOptions, HeldOutOptions,
+    HubOptions,
 ):  # fmt: skip
     """What every way of training shares."""
 
@@ -189,6 +300,12 @@ class TrainOptions(
             raise ValueError("--warmup-ratio and --warmup-steps exclude each other")
         if self.mrl_dims and not self.use_mrl:
             raise ValueError("--mrl-dims needs --use-mrl")
+        if self.resume is not None and self.overwrite_output_dir:
+            raise ValueError("--resume and --overwrite-output-dir exclude each other")
+        if self.fp16 and self.on_cpu:
+            raise ValueError("--fp16 does not train on a CPU; use --bf16, or neither, there")
+        if self.deepspeed is not None and self.deepspeed.isdigit() and int(self.deepspeed) > 3:
+            raise ValueError("--deepspeed takes a stage of ZeRO, 0 to 3, or a JSON file")
         return self
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -87,6 +89,15 @@ class BatchPlan:
         # A single pair has nothing to be told apart from: its loss is 0.
         useless = share == 0 or (share == 1 and group_size == 1)
         return sizes if self.drop_last or useless else [*sizes, share * self.world]
+
+    def digest(self) -> str:
+        """Short name of the data that the plan is made of: its files, their sizes and how many rows are taken."""
+        told = [
+            [str(Path(dataset.name).name), dataset.group_size, dataset.batch_size]
+            + [[file.path.name, len(file), file.plain.stat().st_size, len(rows)] for file, rows in dataset.parts]
+            for dataset in self.collection.datasets
+        ]
+        return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
 
     def batches(self, epoch: int) -> list[list[RowKey]]:
         """This rank's rows of each step of an epoch."""

@@ -5,6 +5,7 @@ Letters: B queries, G passages a group, T texts (B queries, then the distinct pa
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,6 @@ class Collator:
         pad_to_multiple_of: Padded lengths are multiples of this.
         piece_tokens: Tokens of a piece, padding included.
         piece_texts: Texts of a piece at most.
-        mask_duplicates: Block candidates that are a positive of the query.
         distill: Hand on teacher scores.
     """
 
@@ -82,7 +82,6 @@ class Collator:
     piece_tokens: int
     piece_texts: int = 1 << 30
     pad_to_multiple_of: int | None = None
-    mask_duplicates: bool = True
     distill: bool = False
 
     def __call__(self, drawn: Sequence[Drawn]) -> dict[str, Any]:
@@ -90,8 +89,9 @@ class Collator:
 
         Returns:
             `pieces`: dicts of `input_ids` and `attention_mask`; `order`: (T',) where text t stands in the pieces'
-            concatenation, T' = B + N, queries first; `group_size`; `blocked` (B, N) or None; `teacher` (B, G) or
-            None; `places`: where the rows stand; `tokens`: how many tokens are not padding.
+            concatenation, T' = B + N, queries first; `group_size`; `passage_ids` (N,), `positive_ids` (B, P) and
+            `own_only` (B,), see `blocked_candidates`; `teacher` (B, G) or None; `places`: where the rows stand;
+            `tokens`: how many tokens are not padding.
         """
         groups = [item.group for item in drawn]
         distinct, passage_index = _distinct([text for group in groups for text in group.passages])
@@ -103,7 +103,7 @@ class Collator:
             "pieces": pieces,
             "order": place_of[text_index],
             "group_size": len(groups[0].passages),
-            "blocked": blocked_candidates(groups, mask_duplicates=self.mask_duplicates),
+            **candidate_ids(groups),
             "teacher": teacher_scores(groups) if self.distill else None,
             "places": [item.place for item in drawn],
             "tokens": sum(len(ids) for ids in queries) + sum(len(ids) for ids in passages),
@@ -160,26 +160,26 @@ def _distinct(texts: Sequence[str]) -> tuple[list[str], list[int]]:
     return list(seen), index
 
 
-def blocked_candidates(groups: Sequence[Group], *, mask_duplicates: bool) -> Tensor | None:
-    """(B, N) True where a passage of another group may not be the query's negative; None where all may.
+def text_id(text: str) -> int:
+    """A signed 64-bit number for a text, the same in every process."""
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True
+    )
 
-    A copy of one of the query's own positives is no negative, and rows whose dataset turns in-batch negatives off
-    see their own group alone.
+
+def candidate_ids(groups: Sequence[Group]) -> dict[str, Tensor]:
+    """What `blocked_candidates` needs of the groups, in the form that processes can exchange.
+
+    Returns:
+        `passage_ids` (N,), `positive_ids` (B, P), `own_only` (B,).
     """
-    size = len(groups[0].passages)
-    texts = [text for group in groups for text in group.passages]
-    blocked = torch.zeros(len(groups), len(texts), dtype=torch.bool)
-    places: dict[str, list[int]] = {}
-    for column, text in enumerate(texts):
-        places.setdefault(text, []).append(column)
-    for index, group in enumerate(groups):
-        if group.own_negatives_only:
-            blocked[index] = True
-        elif mask_duplicates:
-            for text in group.positives:
-                blocked[index, places.get(text, [])] = True
-        blocked[index, index * size : (index + 1) * size] = False
-    return blocked if bool(blocked.any()) else None
+    most = max(len(group.positives) for group in groups)
+    positives = [[text_id(text) for text in group.positives] for group in groups]
+    return {
+        "passage_ids": torch.tensor([text_id(text) for group in groups for text in group.passages]),
+        "positive_ids": torch.tensor([ids + ids[:1] * (most - len(ids)) for ids in positives]),
+        "own_only": torch.tensor([group.own_negatives_only for group in groups]),
+    }
 
 
 def teacher_scores(groups: Sequence[Group]) -> Tensor | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bgectl.errors import RunError, UsageError
 from bgectl.jsonl import plain_mode
+from bgectl.train.checkpoints import is_whole, numbered, step_of
 
 MARK = "bgectl-run.json"
 """Lies in every output folder; a folder without it was not made by a run, and nothing in it is ever deleted."""
 
+LOCK = ".bgectl.lock"
 LOG = "log.jsonl"
 BEST = ".best.part"
 _BESIDE = ".model.part"
@@ -22,8 +25,13 @@ _WHILE_RUNNING = (LOG, BEST, _BESIDE)
 """What a run makes before its model; deleted with it, and where the run did not get to its end."""
 
 
-def check_folder(folder: Path, *, overwrite: bool) -> None:
+def check_folder(folder: Path, *, overwrite: bool, resume: bool = False) -> None:
     """Refuse a folder that a run could not or should not write into.
+
+    Args:
+        folder: The folder.
+        overwrite: What an earlier run left may be deleted.
+        resume: The run goes on with what is there.
 
     Raises:
         UsageError: It is a file, or is not empty and may not be overwritten.
@@ -31,12 +39,15 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError("is a file, not a folder", where=f"--output-dir {folder}")
     # A run that failed before its first step leaves the mark alone.
-    if not folder.is_dir() or all(entry.name == MARK for entry in folder.iterdir()):
+    if not folder.is_dir() or all(entry.name in (MARK, LOCK) for entry in folder.iterdir()):
+        return
+    if resume and (folder / MARK).is_file():
         return
     if not overwrite:
         raise UsageError(
             "the output folder is not empty", where=f"--output-dir {folder}",
-            hint="name another one, or delete what an earlier run left there by --overwrite-output-dir",
+            hint="name another one, go on with the run by --resume auto, or delete what an earlier run left there by "
+            "--overwrite-output-dir",
         )  # fmt: skip
     if not (folder / MARK).is_file():
         raise UsageError(
@@ -68,10 +79,58 @@ def claim_folder(folder: Path) -> None:
         raise RunError(f"cannot be used: {problem}", where=f"--output-dir {folder}") from problem
 
 
+def reclaim_folder(folder: Path, checkpoint: Path) -> None:
+    """Make the folder ready for a run that goes on: what is newer than the checkpoint is deleted.
+
+    Raises:
+        RunError: The folder cannot be used.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for step, path in numbered(folder):
+            if not is_whole(path) or (path.parent == checkpoint.parent and step > step_of(checkpoint)):
+                shutil.rmtree(path, ignore_errors=True)
+        if not (folder / MARK).is_file():
+            write_mark(folder, [])
+    except OSError as problem:
+        raise RunError(f"cannot be used: {problem}", where=f"--output-dir {folder}") from problem
+
+
 def write_mark(folder: Path, made: list[str]) -> None:
     """Note which entries of the folder are the run's own, checkpoints aside; others are never deleted."""
     text = json.dumps({"made": sorted({*made, *_WHILE_RUNNING})}, indent=1) + "\n"
-    (folder / MARK).write_text(text, encoding="utf-8")
+    beside = folder / f".{MARK}.part"
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(folder / MARK)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the folder for this run; the lock goes when the process ends, however it ends.
+
+    Raises:
+        UsageError: Another run is using it.
+        RunError: The folder cannot be made.
+    """
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+b")
+    except OSError as problem:
+        raise RunError(f"cannot be used: {problem.strerror}", where=f"--output-dir {folder}") from problem
+    with stream:
+        try:
+            # Not flock: the loader's processes, which live a little longer, would inherit it.
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as problem:
+            raise UsageError(
+                "another run is writing into the output folder", where=f"--output-dir {folder}",
+                hint="name another one, or wait for it to end",
+            ) from problem  # fmt: skip
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_model(folder: Path, write: Callable[[Path], None]) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import orjson
 from transformers import TrainerCallback
 
 from bgectl import console
+from bgectl.distributed import gather_objects, largest, rank, wait
+from bgectl.train.checkpoints import finish
 
 
 class Progress(TrainerCallback):
@@ -30,9 +34,11 @@ class Progress(TrainerCallback):
         self.bar: Any = None
         self.task: Any = None
         self.started = 0.0
+        self.before = (0, 0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started = time.monotonic()
+        self.before = self.counts()
         if not console.stderr().is_terminal or not state.is_world_process_zero:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -50,10 +56,13 @@ class Progress(TrainerCallback):
             self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if not state.is_world_process_zero or not logs:
+        if not logs:
             return
         seconds = max(time.monotonic() - self.started, 1e-9)
-        examples, tokens = self.counts()
+        own = tuple(now - before for now, before in zip(self.counts(), self.before, strict=True))
+        examples, tokens = (sum(parts) for parts in zip(*gather_objects(own), strict=True))
+        if not state.is_world_process_zero:
+            return
         entry = {"step": state.global_step, **logs}
         if "loss" in logs:
             entry |= {"examples_per_second": examples / seconds, "tokens_per_second": tokens / seconds}
@@ -78,24 +87,34 @@ class Progress(TrainerCallback):
             self.bar = None
 
 
-class Interrupted(TrainerCallback):
-    """Ends the run on Ctrl-C even where Python drops the exception, as it does in destructors and finalizers.
+class Stopping(TrainerCallback):
+    """Ends a run in order on Ctrl-C or SIGTERM: the step is finished and a checkpoint written, by all processes.
 
+    A second signal ends it at once, also where Python drops the exception, as it does in destructors and finalizers.
     Use as a context manager around training, in the main thread.
+
+    Attributes:
+        stopped: The signal that ended the run; 0 where none did.
     """
 
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
     def __init__(self) -> None:
-        self.seen = False
-        self.former: Any = None
+        self.stopped = 0
+        self.seen = 0
+        self.at_once = False
+        self.training = False
+        self.former: list[Any] = []
         self.former_hook: Any = None
 
-    def __enter__(self) -> Interrupted:
-        self.former, self.former_hook = signal.signal(signal.SIGINT, self._note), sys.unraisablehook
-        sys.unraisablehook = self._dropped
+    def __enter__(self) -> Stopping:
+        self.former = [signal.signal(number, self._note) for number in self.SIGNALS]
+        self.former_hook, sys.unraisablehook = sys.unraisablehook, self._dropped
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self.former)
+        for number, former in zip(self.SIGNALS, self.former, strict=True):
+            signal.signal(number, former)
         sys.unraisablehook = self.former_hook
 
     def _dropped(self, dropped: Any) -> None:
@@ -103,13 +122,52 @@ class Interrupted(TrainerCallback):
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             self.former_hook(dropped)
 
-    def _note(self, *_: object) -> None:
-        self.seen = True
+    def _note(self, number: int, _frame: object) -> None:
+        if self.training and not self.seen:
+            self.seen = number
+            if rank() == 0:
+                # Not by way of the console, which may be in the middle of a line.
+                os.write(2, b"\nfinishing the step and writing a checkpoint; once more to stop at once\n")
+            return
+        self.at_once = True
         raise KeyboardInterrupt
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.seen:
+        if self.at_once:
             raise KeyboardInterrupt
+        self.training = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # The signal reaches the processes at different moments; they stop after the same step.
+        self.stopped = largest(self.seen, args.device)
+        if self.stopped and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.training = False
+        if state.global_step >= state.max_steps:
+            self.stopped = 0
+
+
+class Checkpoints(TrainerCallback):
+    """Declares each checkpoint whole once all processes have written their part of it.
+
+    Args:
+        state: Returns what the run wants to know when it goes on.
+        keep: Checkpoints kept.
+    """
+
+    def __init__(self, state: Callable[[], dict[str, Any]], keep: int | None) -> None:
+        self.state = state
+        self.keep = keep
+        self.last: Path | None = None
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        wait()
+        self.last = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        kept = self.state()
+        if state.is_world_process_zero:
+            finish(self.last, kept, keep=self.keep)
 
 
 class HeldOut(TrainerCallback):
@@ -146,8 +204,18 @@ class HeldOut(TrainerCallback):
         """The measures before the first step."""
         return self.history[0][1]
 
+    def state(self) -> dict[str, Any]:
+        """What has been measured, for a checkpoint."""
+        return {"history": self.history, "best_step": self.best_step}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.history = [(int(step), measures) for step, measures in state["history"]]
+        self.best_step = state["best_step"]
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._take(state, "before training")
+        if not self.history:
+            self._take(state, "before training")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
@@ -166,6 +234,29 @@ class HeldOut(TrainerCallback):
         if self.log is not None:
             self.log({f"eval_{name}": value for name, value in measures.items()})
         console.info(f"{label}: " + "  ".join(f"{name} {value:.4f}" for name, value in measures.items()))
+
+
+def rewind_log(log: Path, step: int) -> None:
+    """Take the entries of later steps out of a log: the run goes on from `step` and will write them anew."""
+    if not log.is_file():
+        return
+    entries = []
+    for line in log.read_bytes().splitlines(keepends=True):
+        with suppress(orjson.JSONDecodeError):  # a line that was cut off when the run was killed
+            if orjson.loads(line)["step"] <= step:
+                entries.append(line)
+    beside = log.with_name(f".{log.name}.part")
+    beside.write_bytes(b"".join(entries))
+    beside.replace(log)
+
+
+def mean_loss(history: Sequence[dict[str, Any]]) -> float | None:
+    """The mean loss of all steps up to the last entry, each entry being the mean of the steps since the one before."""
+    points = [(0, 0.0), *((entry["step"], entry["loss"]) for entry in history if "loss" in entry)]
+    if len(points) == 1:
+        return None
+    total = sum(loss * (step - before) for (before, _), (step, loss) in pairwise(points))
+    return float(total / points[-1][0])
 
 
 def draw_curves(history: Sequence[dict[str, Any]], picture: Path, metric: str | None) -> None:

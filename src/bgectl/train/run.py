@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +14,66 @@ import torch
 import transformers
 import yaml
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 
 from bgectl import __version__, console
 from bgectl.data.datasets import Collection, build_datasets
-from bgectl.data.prompts import Prompts, prefix_of
-from bgectl.encode import embedder_over, refuse_decoder, token_budget
-from bgectl.errors import DataError, RunError, UsageError
-from bgectl.evaluate.judged import load_judged
+from bgectl.data.prompts import Prompts
+from bgectl.distributed import gather_objects
+from bgectl.encode import embedder_over, token_budget
+from bgectl.errors import DataError, Interrupted, RunError, UsageError
+from bgectl.evaluate.judged import Judged, load_judged
 from bgectl.evaluate.measure import evaluate_embedder
+from bgectl.launch import Place, place
 from bgectl.losses.embedding import EmbeddingLoss
-from bgectl.models.encoder import (
-    Encoder,
-    load_backbone,
-    load_tokenizer,
-    position_limit,
-    quiet_libraries,
-    save_embedder,
-)
-from bgectl.models.facts import EmbedderFacts, embedder_facts
-from bgectl.models.hub import Hub
-from bgectl.options.train import TrainBaseOptions
+from bgectl.models.encoder import Encoder, quiet_libraries, save_embedder
+from bgectl.models.facts import EmbedderFacts
+from bgectl.options.train import TrainBaseOptions, TrainOptions
+from bgectl.train.arguments import check_precision, check_trainer_names, training_arguments
 from bgectl.train.batches import BatchPlan
 from bgectl.train.card import model_card
+from bgectl.train.checkpoints import chosen, refuse_another_run, state_of
 from bgectl.train.collate import Collator, Groups
-from bgectl.train.folder import BEST, LOG, check_folder, claim_folder, write_mark, write_model
-from bgectl.train.monitor import HeldOut, Interrupted, Progress, draw_curves
+from bgectl.train.folder import (
+    BEST,
+    LOG,
+    check_folder,
+    claim_folder,
+    lock_folder,
+    reclaim_folder,
+    write_mark,
+    write_model,
+)
+from bgectl.train.model import (
+    fit_lengths,
+    load_model,
+    matryoshka_dims,
+    prompts_of,
+    query_instruction,
+)
+from bgectl.train.monitor import Checkpoints, HeldOut, Progress, draw_curves, mean_loss, rewind_log
+from bgectl.train.report import caches, report, show_dry_run
 from bgectl.train.trainer import EmbedderTrainer, StepModel
 
 METRIC = "nDCG@10"
 """Decides which weights are the best."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained, and what its folder will say."""
+
+    encoder: Encoder
+    tokenizer: PreTrainedTokenizerBase
+    facts: EmbedderFacts
+    lengths: tuple[int, int]
+    """Tokens of a query and of a passage."""
+
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the folder; the weights are `state` where they do not lie in this process."""
+        save_embedder(folder, self.encoder.backbone, self.tokenizer, self.facts, state=state)
 
 
 def run(options: TrainBaseOptions) -> None:
@@ -51,308 +83,250 @@ def run(options: TrainBaseOptions) -> None:
         UsageError: Options that this machine or the output folder does not allow.
         DataError: Training or held-out data with defects.
         RunError: The model cannot be loaded, the loss is not finite, or the disk is full.
+        Interrupted: By a signal, after a checkpoint was written.
     """
-    check_folder(options.output_dir, overwrite=options.overwrite_output_dir)
+    here = place()
+    if not here.first:
+        console.be_quiet()
+    resume = options.resume or ("auto" if here.restarts else None)
+    if not options.dry_run:
+        check_folder(options.output_dir, overwrite=options.overwrite_output_dir, resume=resume is not None)
     check_precision(options)
+    check_trainer_names(options)
+    checkpoint = chosen(resume, options.output_dir)
     quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="bgectl-") as unpacked:
-        collection = build_datasets(
-            options.train_data,
-            group_size=options.train_group_size,
-            batch_size=options.per_device_train_batch_size,
-            seed=options.seed,
-            unpack_to=Path(unpacked),
-            same_dataset=options.same_dataset_within_batch,
-            small_threshold=options.small_threshold,
-            drop_threshold=options.drop_threshold,
-            most_rows=options.max_example_num_per_dataset,
-        )
-        plan = BatchPlan(
-            collection,
-            batch_size=options.per_device_train_batch_size,
-            seed=options.seed,
-            same_dataset=options.same_dataset_within_batch,
-            drop_last=options.dataloader_drop_last,
-        )
+        collection, plan = plan_batches(options, here, Path(unpacked))
         report(plan, collection, options)
         plan.refuse_empty(allow=options.allow_empty_datasets)
         judged = load_judged(options.eval_data, options.eval_split) if options.eval_data else None
         set_seed(options.seed)
         encoder, tokenizer, facts = load_model(options, collection)
-        prompts = prompts_of(options)
-        lengths = fit_lengths(options, encoder)
-        claim_folder(options.output_dir)
-
-        def save_to(folder: Path) -> None:
-            save_embedder(folder, encoder.backbone, tokenizer, facts)
-
-        best = options.output_dir / BEST
-        held_out = None
-        if judged is not None:
-            # As the saved folder will be used, so that `bgectl eval` gives the card's numbers.
-            spoken = replace(prompts, query_instruction=query_instruction(options, collection))
-            scoring = embedder_over(encoder, tokenizer, facts, spoken, *lengths)
-
-            def measure() -> dict[str, float]:
-                encoder.eval()
-                try:
-                    return evaluate_embedder(judged, scoring).means
-                finally:
-                    encoder.train()
-
-            held_out = HeldOut(options.eval_steps, measure, lambda: write_best(best, encoder), METRIC)
-        trainer = build_trainer(options, encoder, tokenizer, prompts, lengths, collection, plan, save_to, held_out)
-        try:
-            with Interrupted() as interrupted:
-                trainer.add_callback(interrupted)
-                result = trainer.train()
-        except torch.OutOfMemoryError as problem:
-            raise RunError(
-                "the GPU's memory does not hold a step",
-                hint="give --sub-batch-size 16, or lower --per-device-train-batch-size or --passage-max-len",
-            ) from problem
-        except (OSError, SafetensorError, RuntimeError) as problem:
-            # torch's own writer of the optimiser's state raises a RuntimeError when the disk is full.
-            if isinstance(problem, RuntimeError) and "PytorchStreamWriter" not in str(problem):
-                raise
-            reason = str(getattr(problem, "strerror", None) or problem).split("\n")[0]
-            place = getattr(problem, "filename", None) or options.output_dir
-            raise RunError(f"cannot be read or written: {reason}", where=str(place)) from problem
-        except DataError as problem:
-            # From a loader process it comes with that process's traceback around it.
-            raise DataError(problem.message.rsplit("DataError: ", 1)[-1].strip(), where=problem.where) from problem
-        finally:
-            trainer.progress.close()
-    finish(options, encoder, facts, trainer, plan, held_out, best, save_to, result.training_loss)
+        model = Model(encoder, tokenizer, facts, fit_lengths(options, encoder))
+        groups = Groups(
+            collection, prompts_of(options), seed=options.seed, shuffle_ratio=options.shuffle_ratio,
+            same_dataset=options.same_dataset_within_batch,
+        )  # fmt: skip
+        if options.dry_run:
+            show_dry_run(plan, groups, collator_of(options, model, on_cpu(options)), encoder, options)
+            return
+        with claimed(options.output_dir, checkpoint, here):
+            trainer, held_out = build_trainer(options, model, groups, plan, judged, checkpoint)
+            with told(options, trainer):
+                # Each process has dropout of its own.
+                torch.manual_seed(options.seed + here.rank)
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if trainer.stopping.stopped:
+                raise stopped(trainer)
+            finish(options, model, trainer, plan, held_out, here)
 
 
-def check_precision(options: TrainBaseOptions) -> None:
-    """Refuse a precision that the machine cannot train in.
-
-    Raises:
-        UsageError: float16 on a CPU.
-    """
-    on_cpu = options.use_cpu or not torch.cuda.is_available()
-    if options.fp16 and on_cpu:
-        raise UsageError("float16 does not train on a CPU", where="--fp16", hint="use --bf16, or neither, there")
-
-
-def load_model(
-    options: TrainBaseOptions, collection: Collection
-) -> tuple[Encoder, PreTrainedTokenizerBase, EmbedderFacts]:
-    """The encoder in float32, its tokenizer, and what will be written beside the trained weights."""
-    hub = Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code)
-    name = options.model_name_or_path
-    facts = embedder_facts(name, hub, pooling=options.sentence_pooling_method)
-    console.info(f"{name}: {facts.describe()}")
-    query, passage = saved_prompts(options, collection)
-    if facts.query_prompt and facts.query_prompt != query:
-        console.warn(
-            f"{name} was trained with the query prompt {facts.query_prompt!r} and this run uses {query!r}; "
-            "--query-instruction-for-retrieval sets it"
-        )
-    tokenizer = load_tokenizer(options.tokenizer_name or name, hub)
-    backbone = load_backbone(name, hub, config_name=options.config_name)
-    refuse_decoder(name, backbone.config)
-    limit = position_limit(backbone.config)
-    longest = max(options.query_max_len, options.passage_max_len)
-    facts = replace(
-        facts,
-        normalize=options.normalize_embeddings,
-        query_prompt=query,
-        passage_prompt=passage,
-        max_length=min(longest, limit or longest),
-        sources={},
+def plan_batches(options: TrainOptions, here: Place, unpack_to: Path) -> tuple[Collection, BatchPlan]:
+    """The datasets, and which rows make up which step of this process."""
+    collection = build_datasets(
+        options.train_data,
+        group_size=options.train_group_size,
+        batch_size=options.per_device_train_batch_size,
+        seed=options.seed,
+        unpack_to=unpack_to,
+        same_dataset=options.same_dataset_within_batch,
+        small_threshold=options.small_threshold,
+        drop_threshold=options.drop_threshold,
+        most_rows=options.max_example_num_per_dataset,
     )
-    if options.fix_position_embedding:
-        freeze_positions(backbone)
-    if options.gradient_checkpointing:
-        recompute_activations(backbone)
-    return Encoder(backbone, facts.pooling), tokenizer, facts
+    plan = BatchPlan(
+        collection,
+        batch_size=options.per_device_train_batch_size,
+        seed=options.seed,
+        same_dataset=options.same_dataset_within_batch,
+        drop_last=options.dataloader_drop_last,
+        rank=here.rank,
+        world=here.world,
+    )
+    return collection, plan
 
 
-def recompute_activations(backbone: Any) -> None:
-    """Turn gradient checkpointing on; transformers 5 renamed it in a minor release."""
-    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+def on_cpu(options: TrainOptions) -> bool:
+    """Whether the run is on a CPU."""
+    return options.on_cpu or not torch.cuda.is_available()
 
 
-def freeze_positions(backbone: Any) -> None:
-    """Keep the position embeddings as they are.
-
-    Raises:
-        UsageError: The model has none.
-    """
-    frozen = [p for name, p in backbone.named_parameters() if "position_embeddings" in name]
-    if not frozen:
-        raise UsageError("the model has no position embeddings to freeze", where="--fix-position-embedding")
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-
-
-def prompts_of(options: TrainBaseOptions) -> Prompts:
-    """The instructions that rows without a `prompt` get."""
-    return Prompts(
-        options.query_instruction_for_retrieval,
-        options.query_instruction_format,
-        options.passage_instruction_for_retrieval,
-        options.passage_instruction_format,
+def collator_of(options: TrainOptions, model: Model, small_pieces: bool) -> Collator:
+    """Groups to tensors; `small_pieces` where the device is a CPU, whose caches are small."""
+    budget = token_budget(options.sub_batch_tokens, torch.device("cpu" if small_pieces else "cuda"))
+    return Collator(
+        model.tokenizer,
+        *model.lengths,
+        piece_tokens=budget if options.sub_batch_tokens or not options.sub_batch_size else 1 << 60,
+        piece_texts=options.sub_batch_size or 1 << 30,
+        pad_to_multiple_of=options.pad_to_multiple_of,
+        distill=options.knowledge_distillation,
     )
 
 
-def query_instruction(options: TrainBaseOptions, collection: Collection) -> str | None:
-    """The option's, else the `prompt` of the rows where all retrieval rows have the same one."""
-    if options.query_instruction_for_retrieval is not None:
-        return options.query_instruction_for_retrieval
-    files = [file for file in collection.files() if not any("symmetric" in kind for kind in file.types)]
-    found = {prompt for file in files for prompt in file.prompts}
-    return found.pop() if len(found) == 1 else None
-
-
-def saved_prompts(options: TrainBaseOptions, collection: Collection) -> tuple[str, str]:
-    """The prefixes that a user of the trained model should put before queries and passages."""
-    query = prefix_of(options.query_instruction_format, query_instruction(options, collection))
-    passage = prefix_of(options.passage_instruction_format, options.passage_instruction_for_retrieval)
-    if query is None or passage is None:
-        console.warn(
-            "the instruction format puts text behind the query or passage, which a model folder cannot say; "
-            "whoever uses the model must do so"
-        )
-    return query or "", passage or ""
-
-
-def fit_lengths(options: TrainBaseOptions, encoder: Encoder) -> tuple[int, int]:
-    """Query and passage length, no longer than the model's position table."""
-    limit = position_limit(encoder.backbone.config)
-    asked = (options.query_max_len, options.passage_max_len)
-    if limit is not None and max(asked) > limit:
-        console.warn(f"the model takes {limit} tokens; longer texts are cut there")
-    return min(asked[0], limit or asked[0]), min(asked[1], limit or asked[1])
-
-
-def matryoshka_dims(options: TrainBaseOptions, width: int) -> list[int]:
-    """The prefixes to train: those given, else the whole, half, … down to 32."""
-    if not options.use_mrl:
-        return []
-    if options.mrl_dims:
-        return options.mrl_dims
-    dims = [width]
-    while dims[-1] // 2 >= 32:
-        dims.append(dims[-1] // 2)
-    return dims
-
-
-def report(plan: BatchPlan, collection: Collection, options: TrainBaseOptions) -> None:
-    """Say what will be trained on, dataset by dataset, before anything is trained."""
-    rows = [
-        [line.name, f"{line.rows:,}", str(line.batch_size), str(line.group_size), f"{line.steps:,}",
-         f"{line.left_out:,}" + (f" ({line.why})" if line.why else "")]
-        for line in plan.report()
-    ]  # fmt: skip
-    heads = ["dataset", "rows", "queries a step", "passages a query", "steps", "left out"]
-    console.table("Training data", heads, rows)
-    mixed = "" if options.same_dataset_within_batch else " (datasets mixed)"
-    console.info(f"{len(plan):,} steps an epoch{mixed}")
-    if options.knowledge_distillation:
-        scored = sum(file.scored for file in collection.files())
-        total = sum(len(file) for file in collection.files())
-        console.info(f"distillation: {scored:,} of {total:,} rows have teacher scores")
-        if not scored:
-            raise UsageError(
-                "no row has teacher scores", where="--knowledge-distillation", hint="`bgectl score` adds them"
-            )
-
-
-def training_arguments(options: TrainBaseOptions) -> TrainingArguments:
-    """Our options in the form transformers' Trainer takes; evaluation and progress are our own."""
-    warmup: float = options.warmup_steps if options.warmup_steps is not None else (
-        0.1 if options.warmup_ratio is None else options.warmup_ratio
-    )  # fmt: skip
-    same_name = (
-        "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-        "gradient_accumulation_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "optim", "seed", "bf16",
-        "fp16", "dataloader_num_workers", "logging_steps", "save_total_limit", "run_name",
-    )  # fmt: skip
-    try:
-        return TrainingArguments(
-            output_dir=str(options.output_dir),
-            # Below 1 it is a share of the steps.
-            warmup_steps=warmup,
-            save_strategy="steps" if options.save_steps else "no",
-            save_steps=options.save_steps or 500,
-            report_to=options.report_to or "none",
-            # Short runs have a curve too.
-            logging_first_step=True,
-            # transformers refuses bfloat16 without a GPU unless it hears that a CPU is meant.
-            use_cpu=options.use_cpu or (options.bf16 and not torch.cuda.is_available()),
-            eval_strategy="no",
-            remove_unused_columns=False,
-            disable_tqdm=True,
-            **{name: getattr(options, name) for name in same_name},
-        )
-    except (ValueError, ImportError) as problem:
-        raise UsageError(str(problem).strip().split("\n")[0]) from problem
+@contextmanager
+def claimed(folder: Path, checkpoint: Path | None, here: Place) -> Iterator[None]:
+    """Hold the output folder, made ready for the run. The first process does so for all."""
+    if not here.first:
+        yield
+        return
+    with lock_folder(folder):
+        if checkpoint is None:
+            claim_folder(folder)
+        else:
+            reclaim_folder(folder, checkpoint)
+        yield
 
 
 def build_trainer(
-    options: TrainBaseOptions, encoder: Encoder, tokenizer: PreTrainedTokenizerBase, prompts: Prompts,
-    lengths: tuple[int, int], collection: Collection, plan: BatchPlan, save_to: Any, held_out: HeldOut | None,
-) -> EmbedderTrainer:  # fmt: skip
-    """Everything the loop needs, put together."""
+    options: TrainOptions, model: Model, groups: Groups, plan: BatchPlan, judged: Judged | None,
+    checkpoint: Path | None,
+) -> tuple[EmbedderTrainer, HeldOut | None]:  # fmt: skip
+    """Everything the loop needs, put together, and brought to where the checkpoint was."""
     arguments = training_arguments(options)
-    collator = Collator(
-        tokenizer,
-        *lengths,
-        piece_tokens=token_budget(None, arguments.device) if options.sub_batch_size is None else 1 << 60,
-        piece_texts=options.sub_batch_size or 1 << 30,
-        pad_to_multiple_of=options.pad_to_multiple_of,
-        mask_duplicates=options.mask_duplicates,
-        distill=options.knowledge_distillation,
-    )
+    agree(plan, arguments)
     loss = EmbeddingLoss(
         options.temperature,
         options.normalize_embeddings,
         options.kd_loss_type if options.knowledge_distillation else None,
-        matryoshka_dims(options, encoder.dimension),
+        matryoshka_dims(options, model.encoder.dimension),
+        options.false_negative_margin,
     )
-    groups = Groups(
-        collection, prompts, seed=options.seed, shuffle_ratio=options.shuffle_ratio,
-        same_dataset=options.same_dataset_within_batch,
-    )  # fmt: skip
     try:
         trainer = EmbedderTrainer(
-            StepModel(encoder), arguments, groups=groups, plan=plan, collator=collator, loss=loss, save_to=save_to,
-            cached=options.sub_batch_size is not None, callbacks=[held_out] if held_out else [],
+            StepModel(model.encoder), arguments, groups=groups, plan=plan,
+            collator=collator_of(options, model, arguments.device.type == "cpu"), loss=loss, save_to=model.save,
+            cached=caches(options), cross_device=options.negatives_cross_device,
+            mask_duplicates=options.mask_duplicates, layer_decay=options.layerwise_lr_decay,
         )  # fmt: skip
     except (RuntimeError, ImportError, ValueError) as problem:
         if any(words in str(problem) for words in ("is not installed", "requires", "is not supported")):
             raise UsageError(str(problem).split("\n")[0], where="--report-to") from problem
         raise
+    held_out = None
+    if judged is not None:
+        held_out = held_out_of(options, model, groups.collection, judged, trainer)
+        trainer.add_callback(held_out)
+    identity = identity_of(options, plan)
+
+    def state() -> dict[str, Any]:
+        counts = {"examples": trainer.examples_seen, "tokens": trainer.tokens_seen}
+        return {**identity, **counts, "held_out": held_out.state() if held_out else None}
+
+    if checkpoint is not None:
+        kept = state_of(checkpoint)
+        refuse_another_run(kept, identity, checkpoint)
+        trainer.examples_seen, trainer.tokens_seen = kept["examples"], kept["tokens"]
+        if held_out is not None and kept["held_out"]:
+            held_out.restore(kept["held_out"])
+        if arguments.process_index == 0:
+            rewind_log(options.output_dir / LOG, int(checkpoint.name.rpartition("-")[2]))
+        console.info(f"going on from {checkpoint}")
     trainer.remove_callback(PrinterCallback)
     trainer.progress = Progress(options.output_dir / LOG, lambda: (trainer.examples_seen, trainer.tokens_seen))
-    trainer.add_callback(trainer.progress)
-    if held_out is not None:
-        held_out.log = trainer.log
-    return trainer
+    trainer.checkpoints = Checkpoints(state, options.save_total_limit)
+    for callback in (trainer.progress, trainer.checkpoints, trainer.stopping):
+        trainer.add_callback(callback)
+    return trainer, held_out
 
 
-def write_best(folder: Path, encoder: Encoder) -> None:
+def identity_of(options: TrainOptions, plan: BatchPlan) -> dict[str, Any]:
+    """What must be the same for a run to go on with the same steps."""
+    names = (
+        "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "train_group_size",
+        "same_dataset_within_batch", "dataloader_drop_last",
+    )  # fmt: skip
+    return {"training data": plan.digest(), "processes": plan.world} | {name: getattr(options, name) for name in names}
+
+
+def agree(plan: BatchPlan, arguments: TrainingArguments) -> None:
+    """All processes must see the same data, or each would take its part of a different plan.
+
+    Raises:
+        DataError: They do not.
+    """
+    assert arguments.device is not None  # asking for it is what connects the processes
+    digests = gather_objects(plan.digest())
+    other = next((rank for rank, digest in enumerate(digests) if digest != digests[0]), None)
+    if other is not None:
+        raise DataError(
+            f"process {other} sees other training data than process 0",
+            hint="give the same files, in the same order, on all machines",
+        )  # fmt: skip
+
+
+def held_out_of(
+    options: TrainOptions, model: Model, collection: Collection, judged: Judged, trainer: EmbedderTrainer
+) -> HeldOut:
+    """Measuring while training, as the saved folder will be used, so that `bgectl eval` gives the card's numbers."""
+    spoken: Prompts = replace(prompts_of(options), query_instruction=query_instruction(options, collection))
+
+    def measure() -> dict[str, float]:
+        scoring = embedder_over(model.encoder, model.tokenizer, model.facts, spoken, *model.lengths)
+        model.encoder.eval()
+        try:
+            return evaluate_embedder(judged, scoring).means
+        finally:
+            model.encoder.train()
+
+    def keep() -> None:
+        state = trainer.weights()
+        if trainer.args.should_save:
+            write_best(options.output_dir / BEST, state)
+
+    held_out = HeldOut(options.eval_steps, measure, keep, METRIC)
+    held_out.log = trainer.log
+    return held_out
+
+
+def write_best(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Keep the weights as they are now; the last step may not be the best."""
-    from safetensors.torch import save_file
-
     folder.mkdir(exist_ok=True)
-    state = {name: tensor.detach().contiguous().cpu() for name, tensor in encoder.backbone.state_dict().items()}
-    save_file(state, folder / "weights.new")
+    save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / "weights.new")
     (folder / "weights.new").replace(folder / "weights.safetensors")
 
 
-def refuse_broken(encoder: Encoder, steps: int) -> None:
+@contextmanager
+def told(options: TrainOptions, trainer: EmbedderTrainer) -> Iterator[None]:
+    """Around training: signals end it in order, and what the libraries raise becomes an error that says what to do."""
+    try:
+        with trainer.stopping:
+            yield
+    except torch.OutOfMemoryError as problem:
+        raise RunError(
+            "the GPU's memory does not hold a step",
+            hint="give --gradient-cache and a smaller --sub-batch-tokens, or lower --passage-max-len",
+        ) from problem
+    except (OSError, SafetensorError, RuntimeError) as problem:
+        # torch's own writer of the optimiser's state raises a RuntimeError when the disk is full.
+        if isinstance(problem, RuntimeError) and "PytorchStreamWriter" not in str(problem):
+            raise
+        reason = str(getattr(problem, "strerror", None) or problem).split("\n")[0]
+        where = getattr(problem, "filename", None) or options.output_dir
+        raise RunError(f"cannot be read or written: {reason}", where=str(where)) from problem
+    except DataError as problem:
+        # From a loader process it comes with that process's traceback around it.
+        raise DataError(problem.message.rsplit("DataError: ", 1)[-1].strip(), where=problem.where) from problem
+    finally:
+        trainer.progress.close()
+
+
+def stopped(trainer: EmbedderTrainer) -> Interrupted:
+    """The end of a run that a signal stopped."""
+    return Interrupted(
+        f"interrupted after step {trainer.state.global_step}; checkpoint: {trainer.checkpoints.last}",
+        signal=trainer.stopping.stopped,
+        hint="the same command with --resume auto goes on from there",
+    )
+
+
+def refuse_broken(state: Mapping[str, Tensor], steps: int) -> None:
     """The loss is looked at before each step; nobody has looked at what the last step made of the weights.
 
     Raises:
         RunError: A weight is not finite.
     """
-    broken = [name for name, weight in encoder.backbone.named_parameters() if not torch.isfinite(weight).all()]
+    broken = [name for name, weight in state.items() if not torch.isfinite(weight).all()]
     if broken:
         raise RunError(
             f"after step {steps} {len(broken)} weights are not finite, such as {broken[0]}; no model is written",
@@ -361,16 +335,18 @@ def refuse_broken(encoder: Encoder, steps: int) -> None:
 
 
 def finish(
-    options: TrainBaseOptions, encoder: Encoder, facts: EmbedderFacts, trainer: EmbedderTrainer, plan: BatchPlan,
-    held_out: HeldOut | None, best: Path, save_to: Any, loss: float,
+    options: TrainOptions, model: Model, trainer: EmbedderTrainer, plan: BatchPlan, held_out: HeldOut | None,
+    here: Place,
 ) -> None:  # fmt: skip
     """Write the final folder: best weights, card, options, curves; then say where it is."""
     steps = trainer.state.global_step
+    state = trainer.weights()
+    if not here.first:
+        return
     kept = None
+    best = options.output_dir / BEST
     if held_out is not None and held_out.best_step is not None:
-        from safetensors.torch import load_file
-
-        encoder.backbone.load_state_dict(load_file(best / "weights.safetensors"))
+        state = load_file(best / "weights.safetensors")
         kept = f"step {held_out.best_step} of {steps}"
         if held_out.best[METRIC] < held_out.before[METRIC]:
             console.warn(
@@ -378,18 +354,18 @@ def finish(
                 "retrieval worse; a lower --learning-rate or cleaner negatives may help"
             )
     shutil.rmtree(best, ignore_errors=True)
-    refuse_broken(encoder, steps)
+    refuse_broken(state, steps)
     values = options.model_dump(mode="json")
     values["token"] = None
     changed = [name for name in options.model_fields_set if name not in {"token", "output_dir"}]
 
     def write(folder: Path) -> None:
-        save_to(folder)
+        model.save(folder, state)
         draw_curves(trainer.state.log_history, folder / "curves.png", METRIC)
         card = model_card(
             folder=options.output_dir.absolute(),
             base_model=options.model_name_or_path,
-            facts=facts,
+            facts=model.facts,
             plan=plan.report(),
             options=values,
             changed=[name for name in type(options).model_fields if name in changed],
@@ -397,7 +373,7 @@ def finish(
             after=held_out.best if held_out else None,
             kept=kept,
             steps=steps,
-            loss=loss,
+            loss=mean_loss(trainer.state.log_history),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         versions = f"# bgectl {__version__}, transformers {transformers.__version__}, torch {torch.__version__}\n"

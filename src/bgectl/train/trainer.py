@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
+from bgectl.distributed import gather, gather_with_gradient, largest, rank
 from bgectl.errors import RunError
 from bgectl.gradcache import cached_backward
+from bgectl.losses.candidates import blocked_candidates
 from bgectl.losses.embedding import EmbeddingLoss
-from bgectl.models.encoder import Encoder
+from bgectl.models.encoder import Encoder, load_backbone
+from bgectl.models.hub import Hub
 from bgectl.train.batches import BatchPlan
 from bgectl.train.collate import AsArrays, Collator, Drawn, Groups, as_tensors
+from bgectl.train.model import learning_rates
+from bgectl.train.monitor import Stopping
+
+BACKBONE = "encoder.backbone."
+"""What stands before the names of the backbone's weights in a `StepModel`."""
 
 
 class StepModel(nn.Module):
@@ -33,6 +43,31 @@ class StepModel(nn.Module):
         return torch.cat([self.encoder(**piece) for piece in pieces])
 
 
+def step_loss(
+    loss: EmbeddingLoss, vectors: Tensor, step: Mapping[str, Any], *, cross_device: bool, mask_duplicates: bool
+) -> Tensor:
+    """The loss of this process's queries in a step, a scalar.
+
+    Args:
+        loss: The loss of vectors.
+        vectors: Of the step's pieces, (ΣN, D).
+        step: What the collator says of the step.
+        cross_device: Take the passages of all processes as candidates; all processes call this together then.
+        mask_duplicates: Block candidates that are a positive of the query.
+    """
+    texts = vectors[step["order"]]
+    queries = len(step["own_only"])
+    passages, ids, first = texts[queries:], step["passage_ids"], 0
+    if cross_device:
+        passages, ids, first = gather_with_gradient(passages), gather(ids), rank() * queries
+    blocked = blocked_candidates(
+        ids, step["positive_ids"], step["own_only"], step["group_size"], first=first, mask_duplicates=mask_duplicates
+    )
+    return loss(
+        texts[:queries], passages, step["group_size"], blocked_BN=blocked, teacher_BG=step["teacher"], first=first
+    )
+
+
 class PlannedLoader(DataLoader[Drawn]):
     """A data loader whose batches the plan decides."""
 
@@ -43,25 +78,31 @@ class PlannedLoader(DataLoader[Drawn]):
         plan.set_epoch(epoch)
 
     def __iter__(self) -> Any:
-        """The steps of an epoch, as tensors."""
-        return map(as_tensors, self._started())
-
-    def _started(self) -> Any:
-        """Start an epoch. Ctrl-C is this process's business; the loader's processes inherit that they do not hear it,
-        or each would write a traceback.
-        """
+        """Start an epoch. The loader's processes do not hear Ctrl-C before they stand apart, see below."""
         if not self.num_workers or not hasattr(signal, "pthread_sigmask"):
             return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
             return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def one_thread_tokenizer(_worker: int) -> None:
-    """A forked process must not use the thread pool that its parent's tokenizer started."""
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+def stand_apart(_worker: int) -> None:
+    """Make a loader's process ready.
+
+    What is sent to the whole group, Ctrl-C of a terminal or a launcher's SIGTERM, is for the process that trains: it
+    finishes its step, for which it needs the loader's processes. It ends them itself, and they end when it is gone.
+    """
+    # A forked process must not use the thread pool that its parent's tokenizer started.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 class EmbedderTrainer(Trainer):
@@ -74,9 +115,11 @@ class EmbedderTrainer(Trainer):
         plan: Which rows make up which step.
         collator: Groups to tensors.
         loss: Vectors to the loss.
-        save_to: Writes the model into a folder.
+        save_to: Writes the model into a folder, given its weights.
         cached: Hold the activations of one piece at a time (gradient caching).
-        callbacks: Passed on.
+        cross_device: Take the passages of all processes as candidates.
+        mask_duplicates: Block candidates that are a positive of the query.
+        layer_decay: See `learning_rates`.
     """
 
     def __init__(
@@ -88,20 +131,48 @@ class EmbedderTrainer(Trainer):
         plan: BatchPlan,
         collator: Collator,
         loss: EmbeddingLoss,
-        save_to: Callable[[Path], None],
+        save_to: Callable[[Path, Mapping[str, Tensor] | None], None],
         cached: bool = False,
-        callbacks: list[Any] | None = None,
+        cross_device: bool = False,
+        mask_duplicates: bool = True,
+        layer_decay: float = 1.0,
     ) -> None:
-        super().__init__(model=model, args=args, train_dataset=groups, data_collator=collator, callbacks=callbacks)
+        super().__init__(model=model, args=args, train_dataset=groups, data_collator=collator)
         # Accumulated steps are averaged: our loss is a mean over queries, not a sum over tokens.
         self.model_accepts_loss_kwargs = False
         self.plan = plan
         self.loss = loss
         self.save_to = save_to
         self.cached = cached
+        self.cross_device = cross_device
+        self.mask_duplicates = mask_duplicates
         self.examples_seen = 0
         self.tokens_seen = 0
+        self.layer_decay = layer_decay
         self.progress: Any = None
+        self.checkpoints: Any = None
+        self.stopping = Stopping()
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """transformers' optimiser, with a learning rate for each layer where they are to differ."""
+        if self.layer_decay == 1.0:
+            return super().create_optimizer() if model is None else super().create_optimizer(model)
+        trained = model or self.model
+        rates = learning_rates(trained, self.args.learning_rate, self.layer_decay)
+        decayed = set(self.get_decay_parameter_names(trained))
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in trained.named_parameters():
+            if parameter.requires_grad:
+                weight_decay = self.args.weight_decay if name in decayed else 0.0
+                groups.setdefault((rates[name], weight_decay), []).append(parameter)
+        kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, trained)
+        # The highest rate first: it is the one that is logged.
+        ordered = sorted(groups.items(), key=lambda item: -item[0][0])
+        self.optimizer = kind(
+            [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in ordered],
+            **arguments,
+        )  # fmt: skip
+        return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader[Drawn]:
         """The planned batches. Not handed to accelerate, which would deal them out to the ranks again."""
@@ -112,52 +183,112 @@ class EmbedderTrainer(Trainer):
             collate_fn=AsArrays(self.data_collator),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
-            worker_init_fn=one_thread_tokenizer if workers else None,
+            worker_init_fn=stand_apart if workers else None,
         )
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        """The loss of one step with its graph."""
-        return self._loss_of(model(inputs["pieces"]), inputs)
-
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of one step, whole or in cached pieces."""
+        """Forward and backward of one step, whole or in cached pieces.
+
+        Returns:
+            The loss of this process's queries over the number of accumulated steps, detached.
+        """
         self.examples_seen += len(inputs["places"])
         self.tokens_seen += inputs["tokens"]
-        if not self.cached:
-            return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._prepare_inputs(as_tensors(inputs))
+        pieces = self._level(inputs["pieces"])
         # Fewer than the option at the end of an epoch.
         accumulated = self.current_gradient_accumulation_steps
 
-        def encode(piece: dict[str, Tensor]) -> Tensor:
+        def encode(chosen: list[dict[str, Tensor]]) -> Tensor:
             with self.compute_loss_context_manager():
-                return model([piece])
+                return model(chosen)
 
-        return cached_backward(
-            encode,
-            inputs["pieces"],
-            lambda vectors: self._loss_of(vectors, inputs) / accumulated,
-            self.accelerator.backward,
-        )
+        def loss_of(vectors: Tensor) -> Tensor:
+            return self._loss_of(vectors, inputs) / accumulated
+
+        if self.cached:
+            return cached_backward(
+                encode, [[piece] for piece in pieces], loss_of, self._backward_to_vectors, self._backward_piece,
+                partial(self._around_piece, model),
+            )  # fmt: skip
+        loss = loss_of(encode(pieces))
+        self.accelerator.backward(loss, **self._unscaled)
+        return loss.detach()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether parts of the model lie on other processes, so that all must take the same number of forward calls."""
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    @property
+    def _unscaled(self) -> dict[str, Any]:
+        # DeepSpeed would divide by the accumulated steps once more.
+        return {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+
+    def _level(self, pieces: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """As many pieces as the process with the most; those added are not looked at."""
+        if not self.sharded:
+            return pieces
+        return pieces + pieces[-1:] * (largest(len(pieces), self.args.device) - len(pieces))
+
+    def _backward_to_vectors(self, loss: Tensor) -> None:
+        # DeepSpeed scales the loss of what is sent through its model, and these vectors are not.
+        if self.is_deepspeed_enabled:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self.accelerator.backward(loss)
+
+    def _backward_piece(self, surrogate: Tensor) -> None:
+        if self.is_deepspeed_enabled:
+            self.accelerator.backward(surrogate, **self._unscaled)
+        else:
+            # The loss was scaled, so its gradient with regard to the vectors is.
+            surrogate.backward()  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def _around_piece(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """Gradients are averaged over the processes once, with the last piece of the last accumulated step."""
+        state = self.accelerator.gradient_state
+        boundary = state.sync_gradients
+        if last:
+            yield
+        elif self.is_deepspeed_enabled:
+            state._set_sync_gradients(False)
+            try:
+                yield
+            finally:
+                state._set_sync_gradients(boundary)
+        else:
+            with self.accelerator.no_sync(model):
+                yield
 
     def _loss_of(self, vectors: Tensor, inputs: dict[str, Any]) -> Tensor:
-        texts = vectors[inputs["order"]]
-        queries = len(inputs["places"])
-        loss = self.loss(
-            texts[:queries], texts[queries:], inputs["group_size"],
-            blocked_BN=inputs["blocked"], teacher_BG=inputs["teacher"],
-        )  # fmt: skip
+        loss = step_loss(
+            self.loss, vectors, inputs, cross_device=self.cross_device, mask_duplicates=self.mask_duplicates
+        )
         if not torch.isfinite(loss):
-            places = ", ".join(inputs["places"][:8]) + (", …" if queries > 8 else "")
+            places = ", ".join(inputs["places"][:8]) + (", …" if len(inputs["places"]) > 8 else "")
             raise RunError(
                 f"the loss of step {self.state.global_step + 1} is {loss.item()}; its rows: {places}",
                 hint="lower --learning-rate, raise --temperature, or use --bf16 in place of --fp16",
             )
         return loss
 
+    def weights(self) -> dict[str, Tensor]:
+        """The backbone's weights, whole, in every process that holds some; all processes call this."""
+        if not self.sharded:
+            return {name: tensor.detach() for name, tensor in self.model.encoder.backbone.state_dict().items()}
+        state = self.accelerator.get_state_dict(self.model_wrapped) or {}
+        return {name.removeprefix(BACKBONE): tensor for name, tensor in state.items() if name.startswith(BACKBONE)}
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model so that it can be opened by others, checkpoints included."""
-        self.save_to(Path(output_dir or self.args.output_dir))
+        state = self.weights()
+        if self.args.should_save:
+            self.save_to(Path(output_dir or self.args.output_dir), state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """A checkpoint's weights are named as the backbone's are, not as this Trainer's model names them."""
+        backbone = load_backbone(resume_from_checkpoint, Hub())
+        self.model.encoder.backbone.load_state_dict(backbone.state_dict())

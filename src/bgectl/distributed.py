@@ -1,0 +1,87 @@
+"""The processes of a run: which one this is, and what they exchange.
+
+Without a process group every function answers for a single process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+def active() -> bool:
+    """Whether there is a process group of more than one process."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return distributed.get_rank() if active() else 0
+
+
+def world() -> int:
+    """How many processes there are, W."""
+    return distributed.get_world_size() if active() else 1
+
+
+def gather_with_gradient(local: Tensor) -> Tensor:
+    """(N, …) of this process → (W·N, …) of all processes in the order of their ranks.
+
+    The gradient of a process's part is the sum of what all processes send back to it. So where each process takes the
+    mean loss of its own rows over all candidates, and gradients are then averaged over the processes, the result is the
+    gradient of one process that holds everything.
+    """
+    if not active():
+        return local
+    gathered: Tensor = _Gather.apply(local)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """torch's own functions for this have moved from release to release."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.rows = len(local)
+        return gather(local)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+def gather(local: Tensor) -> Tensor:
+    """The same for what needs no gradient."""
+    if not active():
+        return local
+    parts = [torch.empty_like(local) for _ in range(world())]
+    distributed.all_gather(parts, local.contiguous())
+    return torch.cat(parts)
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest of the processes' values."""
+    if not active():
+        return value
+    box = torch.tensor(value, device=device)
+    distributed.all_reduce(box, op=distributed.ReduceOp.MAX)
+    return int(box.item())
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's value, in the order of their ranks."""
+    if not active():
+        return [value]
+    values = [None] * world()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    if active():
+        distributed.barrier()

@@ -1,0 +1,101 @@
+"""The launcher's process: torch.distributed.run, with one line for the error of the process that failed.
+
+Started by `bgectl.launch` as `python -m bgectl.launcher cpu|gpu [--debug] -- TORCHRUN-WORDS -- BGECTL-WORDS`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from bgectl import console
+from bgectl.launch import LAUNCHED
+
+SECONDS_TO_STOP = 600
+"""How long the processes may take to finish their step and write a checkpoint after Ctrl-C or SIGTERM."""
+
+
+def main(words: list[str]) -> int:
+    """Run the processes and return the exit code."""
+    first = words.index("--")
+    second = words.index("--", first + 1)
+    device, debug, command = words[0], "--debug" in words[:first], words[second + 1 :]
+    prepare(os.environ)
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    arguments = torchrun.parse_args([*words[first + 1 : second], "-m", "bgectl"])  # type: ignore[no-untyped-call]
+    # Not by way of its parser, which takes some of our flags for the beginnings of its own.
+    arguments.training_script_args = command
+    wanted = int(arguments.nproc_per_node)
+    if device == "gpu" and not enough_gpus(wanted):
+        return 2
+    cores = max(1, (os.cpu_count() or 1) // wanted)
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores if device == "cpu" else min(cores, 8)))
+    if not debug:
+        logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        torchrun.run(arguments)  # type: ignore[no-untyped-call]
+    except ChildFailedError as problem:
+        return tell(problem.failures)
+    except SignalException as problem:
+        return 128 + int(problem.sigval)
+    except Exception as problem:
+        if debug:
+            raise
+        console.error(f"the processes could not be started: {problem}", hint="`--debug` shows more")
+        return 1
+    return 0
+
+
+def prepare(environment: Any) -> None:
+    """Set what the processes and torch.distributed.run read."""
+    environment[LAUNCHED] = "1"
+    # Without it, processes that are started again meet the dead store of those before them.
+    environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
+
+
+def enough_gpus(wanted: int) -> bool:
+    """Whether this machine has the GPUs, and a message where it has not."""
+    import torch
+
+    there = torch.cuda.device_count()
+    if there >= wanted:
+        return True
+    hint = "`--nproc N --device cpu` trains on a CPU" if not there else f"--gpus {there} uses all"
+    shown = "no GPU" if not there else f"{there} GPU{'s' * (there > 1)}"
+    console.error(f"--gpus: this machine has {shown}, not {wanted}", hint=hint)
+    return False
+
+
+def tell(failures: Mapping[int, Any]) -> int:
+    """Say what the first process to fail died of, once; returns its exit code.
+
+    Args:
+        failures: Rank → torch's ProcessFailure.
+    """
+    told = {rank: failure.error_file_data.get("bgectl") for rank, failure in failures.items()}
+    own = {rank: said for rank, said in told.items() if said}
+    if own:
+        # When one process fails, the others lose their connection to it and fail too, a little later.
+        rank, said = min(own.items(), key=lambda item: (item[1]["lost_connection"], item[1]["time"]))
+        console.error(said["message"], hint=said["hint"])
+        return int(said["exit_code"])
+    rank, failure = min(failures.items(), key=lambda item: (item[1].timestamp, item[0]))
+    if failure.exitcode < 0:
+        name = failure.signal_name()
+        hint = "the system kills processes when memory runs out" if name == "SIGKILL" else None
+        console.error(f"process {rank} was ended by {name}", hint=hint)
+        return 128 - int(failure.exitcode)
+    console.error(f"process {rank} ended with code {failure.exitcode}")
+    return int(failure.exitcode)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

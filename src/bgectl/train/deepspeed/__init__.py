@@ -1,0 +1,1 @@
+"""DeepSpeed configurations for `--deepspeed 0` to `--deepspeed 3`."""

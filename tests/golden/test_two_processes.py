@@ -1,0 +1,102 @@
+"""Losses and gradients of two processes equal those recorded, with the mended gradient across devices."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run_distributed
+from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
+
+from bgectl.gradcache import cached_backward
+from bgectl.losses.embedding import EmbeddingLoss
+from bgectl.models.encoder import Encoder, load_backbone
+from bgectl.models.hub import Hub
+from bgectl.train.trainer import BACKBONE, StepModel, step_loss
+
+GOLDEN = Path(os.environ.get("BGECTL_GOLDEN_TRAINING", Path(__file__).parent / "data" / "training"))
+CASES = {
+    name: case
+    for name, case in json.loads((GOLDEN / "expected_losses.json").read_text())["cases"].items()
+    if case["options"]["model"] == "base" and case["options"].get("world_size") == 2 and "rank0" in case
+}
+
+
+def step_of(rank, options):
+    """A step in the collator's form, and its loss."""
+    tensors = load_file(GOLDEN / "inputs.safetensors")
+    side = ".left" if options.get("padding") == "left" else ""
+    pieces = [
+        {key: tensors[f"rank{rank}.{kind}{side}.{key}"] for key in ("input_ids", "attention_mask")} for kind in "qp"
+    ]
+    queries, passages = (len(piece["input_ids"]) for piece in pieces)
+    size = passages // queries
+    first = rank * passages
+    step = {
+        "pieces": pieces,
+        "order": torch.arange(queries + passages),
+        "group_size": size,
+        "passage_ids": torch.arange(first, first + passages),
+        "positive_ids": torch.arange(first, first + passages, size).unsqueeze(1),
+        "own_only": torch.full((queries,), bool(options.get("no_in_batch_neg"))),
+        "teacher": tensors[f"rank{rank}.teacher_scores"] if options.get("kd") else None,
+    }
+    loss = EmbeddingLoss(
+        temperature=options.get("temperature", 0.02),
+        normalize=options.get("normalize", True),
+        distillation=options["kd_loss_type"] if options.get("kd") else None,
+        dims=options.get("mrl_dims", []),
+    )
+    return step, loss
+
+
+def train_a_step(rank, cached):
+    results = {}
+    for name, case in CASES.items():
+        options = case["options"]
+        step, loss = step_of(rank, options)
+        encoder = Encoder(load_backbone(str(GOLDEN / "models" / "bert"), Hub()), options.get("pooling", "cls")).train()
+        model = DistributedDataParallel(StepModel(encoder), broadcast_buffers=False)
+
+        def loss_of(vectors, loss=loss, step=step, options=options):
+            across = bool(options.get("negatives_cross_device"))
+            return step_loss(loss, vectors, step, cross_device=across, mask_duplicates=True)
+
+        if cached:
+            value = cached_backward(
+                model, [[piece] for piece in step["pieces"]], loss_of,
+                around_piece=lambda last, model=model: torch.enable_grad() if last else model.no_sync(),
+            )  # fmt: skip
+        else:
+            value = loss_of(model(step["pieces"]))
+            value.backward()
+        gradients = {
+            "model." + name.removeprefix("module." + BACKBONE): parameter.grad.norm().item()
+            for name, parameter in model.named_parameters()
+        }
+        results[name] = (value.item(), gradients)
+    return results
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["whole", "cached"])
+def test_two_processes(cached, tmp_path):
+    ranks = run_distributed(train_a_step, 2, tmp_path, cached)
+    for name, case in CASES.items():
+        recorded = [case[f"rank{rank}"]["steps"][0] for rank in range(2)]
+        ours = [ranks[rank][name] for rank in range(2)]
+        assert ours[0][1] == pytest.approx(ours[1][1], rel=1e-5), "the processes have different gradients"
+        # Each takes the loss of its own queries; the reference's is the mean of all where passages are exchanged.
+        assert sum(value for value, _ in ours) / 2 == pytest.approx(sum(step["loss"] for step in recorded) / 2, rel=1e-4)
+        total = sum(norm**2 for norm in ours[0][1].values()) ** 0.5
+        across = case["options"].get("negatives_cross_device") and not case["options"].get("no_in_batch_neg")
+        whole = case.get("single_process_both_ranks")
+        if whole is not None:
+            assert total == pytest.approx(whole["grad_norm"], rel=1e-4), name
+        if case["options"].get("kd_loss_type") == "kl_div":
+            continue  # one of its two terms is exact in the reference, and the other half as large as it should be
+        factor = 2 if across else 1
+        assert total == pytest.approx(factor * recorded[0]["grad_norm"], rel=1e-4), name
+        for parameter, norm in recorded[0]["param_grad_norms"].items():
+            assert ours[0][1][parameter] == pytest.approx(factor * norm, rel=1e-4), (name, parameter)

@@ -1,0 +1,53 @@
+"""A function on several processes that are joined by gloo."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+
+import torch
+
+
+def run_distributed(function, ranks, folder, *arguments):
+    """Call `function(rank, *arguments)` in forked processes of one group; returns what they return, by rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=_call, args=(function, rank, ranks, port, folder, arguments)) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    alive = [process.kill() for process in processes if process.is_alive()]
+    said = [path.read_text() for path in sorted(folder.glob("failed-*"))]
+    assert not said, said[0]
+    assert not alive, "a process hangs"
+    return [torch.load(folder / f"result-{rank}.pt") for rank in range(ranks)]
+
+
+def _call(function, rank, ranks, port, folder, arguments):
+    try:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+        from accelerate.state import AcceleratorState, PartialState
+
+        # What the parent process knows of itself.
+        AcceleratorState._reset_state(True)
+        PartialState._reset_state()
+        torch.set_num_threads(1)
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+        torch.save(function(rank, *arguments), folder / f"result-{rank}.pt")
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        code = 0
+    except BaseException:
+        (folder / f"failed-{rank}").write_text(traceback.format_exc())
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
