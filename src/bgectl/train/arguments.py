@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from bgectl import console
 from bgectl.errors import UsageError
+from bgectl.launch import place
 from bgectl.options.resolve import did_you_mean
 from bgectl.options.train import TrainOptions
 
@@ -87,7 +88,7 @@ def training_arguments(options: TrainOptions) -> TrainingArguments:
         "ddp_find_unused_parameters": False,
         # Processes encode different numbers of pieces, and buffers such as position ids never change.
         "ddp_broadcast_buffers": False,
-        "ddp_backend": "gloo" if on_cpu else None,
+        "ddp_backend": "gloo" if on_cpu and place().world > 1 else None,
         "deepspeed": deepspeed_config(options.deepspeed) if options.deepspeed is not None else None,
         **{name: getattr(options, name) for name in SAME_NAME},
         **options.trainer,
