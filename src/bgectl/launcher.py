@@ -18,6 +18,10 @@ SECONDS_TO_STOP = 600
 """How long the processes may take to finish their step and write a checkpoint after Ctrl-C or SIGTERM."""
 
 
+STOPPED = (130, 143)
+"""Exit codes after Ctrl-C and SIGTERM, of which the process itself has told."""
+
+
 def main(words: list[str]) -> int:
     """Run the processes and return the exit code."""
     first = words.index("--")
@@ -37,8 +41,8 @@ def main(words: list[str]) -> int:
     cores = max(1, (os.cpu_count() or 1) // wanted)
     os.environ.setdefault("OMP_NUM_THREADS", str(cores if device == "cpu" else min(cores, 8)))
     if not debug:
-        logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        # Its loggers set levels of their own, and what they say of a failure is longer than the failure.
+        logging.disable(logging.CRITICAL)
     try:
         torchrun.run(arguments)  # type: ignore[no-untyped-call]
     except ChildFailedError as problem:
@@ -93,6 +97,8 @@ def tell(failures: Mapping[int, Any]) -> int:
         hint = "the system kills processes when memory runs out" if name == "SIGKILL" else None
         console.error(f"process {rank} was ended by {name}", hint=hint)
         return 128 - int(failure.exitcode)
+    if failure.exitcode in STOPPED:
+        return int(failure.exitcode)
     console.error(f"process {rank} ended with code {failure.exitcode}")
     return int(failure.exitcode)
 

@@ -88,7 +88,9 @@ def test_two_processes(cached, tmp_path):
         ours = [ranks[rank][name] for rank in range(2)]
         assert ours[0][1] == pytest.approx(ours[1][1], rel=1e-5), "the processes have different gradients"
         # Each takes the loss of its own queries; the reference's is the mean of all where passages are exchanged.
-        assert sum(value for value, _ in ours) / 2 == pytest.approx(sum(step["loss"] for step in recorded) / 2, rel=1e-4)
+        assert sum(value for value, _ in ours) / 2 == pytest.approx(
+            sum(step["loss"] for step in recorded) / 2, rel=1e-4
+        )
         total = sum(norm**2 for norm in ours[0][1].values()) ** 0.5
         across = case["options"].get("negatives_cross_device") and not case["options"].get("no_in_batch_neg")
         whole = case.get("single_process_both_ranks")

@@ -14,8 +14,15 @@ THEIRS = {field.name: field for field in dataclasses.fields(TrainingArguments)}
 HINTS = get_type_hints(TrainingArguments)
 OURS = {**OptimOptions.model_fields, **RunOptions.model_fields, **PrecisionOptions.model_fields}
 
-OWN = {"warmup_ratio", "overwrite_output_dir", "dry_run", "resume", "layerwise_lr_decay", "trainer",
-       "attn_implementation"}
+OWN = {
+    "warmup_ratio",
+    "overwrite_output_dir",
+    "dry_run",
+    "resume",
+    "layerwise_lr_decay",
+    "trainer",
+    "attn_implementation",
+}
 """Dropped by transformers 5 and kept here, and our own."""
 
 DIFFERENT = {

@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from bgectl import console
-from bgectl.errors import BgectlError
+from bgectl.errors import BgectlError, Interrupted
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -60,7 +60,7 @@ def _run(words: list[str]) -> int:
 
 def _failed(problem: BaseException, message: str, hint: str | None, code: int) -> int:
     """Tell an error, or leave it to the launcher that started this process, which tells the first one of all."""
-    if "LOCAL_RANK" in os.environ:
+    if "LOCAL_RANK" in os.environ and not isinstance(problem, Interrupted | KeyboardInterrupt):
         from bgectl.launch import leave_to_launcher
 
         if leave_to_launcher(problem, message, hint, code):

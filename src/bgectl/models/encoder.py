@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,8 @@ def layout(facts: EmbedderFacts, config: Any) -> dict[str, Any]:
 
 def quiet_libraries() -> None:
     """Keep the libraries' own bars and advice off the user's terminal; warnings about errors stay."""
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        # Else DeepSpeed, which accelerate imports where it is installed, warns that it has looked in vain for a GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
