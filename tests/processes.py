@@ -9,14 +9,17 @@ import traceback
 import torch
 
 
-def run_distributed(function, ranks, folder, *arguments):
-    """Call `function(rank, *arguments)` in forked processes of one group; returns what they return, by rank."""
+def run_distributed(function, ranks, folder, *arguments, join=True):
+    """Call `function(rank, *arguments)` in forked processes; returns what they return, by rank.
+
+    `join` connects them by gloo first; without it they only have the variables that torchrun sets.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("fork")
     processes = [
-        context.Process(target=_call, args=(function, rank, ranks, port, folder, arguments)) for rank in range(ranks)
+        context.Process(target=_call, args=(function, rank, ranks, port, folder, arguments, join)) for rank in range(ranks)
     ]
     for process in processes:
         process.start()
@@ -29,7 +32,7 @@ def run_distributed(function, ranks, folder, *arguments):
     return [torch.load(folder / f"result-{rank}.pt") for rank in range(ranks)]
 
 
-def _call(function, rank, ranks, port, folder, arguments):
+def _call(function, rank, ranks, port, folder, arguments, join):
     try:
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
@@ -40,7 +43,8 @@ def _call(function, rank, ranks, port, folder, arguments):
         AcceleratorState._reset_state(True)
         PartialState._reset_state()
         torch.set_num_threads(1)
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
+        if join:
+            torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
         torch.save(function(rank, *arguments), folder / f"result-{rank}.pt")
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

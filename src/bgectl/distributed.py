@@ -43,12 +43,12 @@ class _Gather(torch.autograd.Function):
     """torch's own functions for this have moved from release to release."""
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, local: Tensor) -> Tensor:
         ctx.rows = len(local)
         return gather(local)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]

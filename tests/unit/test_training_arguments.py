@@ -37,7 +37,7 @@ DIFFERENT = {
     "report_to": ([], "none"),
     "dataloader_num_workers": (2, 0),  # tokenising need not keep the model waiting
     "gradient_checkpointing": (False, None),  # theirs follows the model's configuration, which none of ours sets
-    "deepspeed": (None, None),
+    "fsdp": (False, None),  # theirs once took a string
     "output_dir": ("required", None),
 }
 """Defaults that differ on purpose, or in form: (ours, theirs)."""

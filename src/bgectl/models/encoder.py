@@ -196,5 +196,7 @@ def quiet_libraries() -> None:
     if not torch.cuda.is_available():
         # Else DeepSpeed, which accelerate imports where it is installed, warns that it has looked in vain for a GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Of their own calls into newer releases of torch, which a user can do nothing about.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

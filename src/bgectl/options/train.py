@@ -220,6 +220,8 @@ class PrecisionOptions(Options):
     """Compile the model with torch.compile: a slow start, faster steps."""
     deepspeed: Annotated[str | None, Flag(metavar="0|1|2|3|FILE")] = None
     """Train with DeepSpeed: the stage of ZeRO, or a JSON file of its own."""
+    fsdp: bool = False
+    """Cut weights, gradients and optimiser state over the processes (torch's FSDP)."""
 
 
 class ProcessOptions(Options):
@@ -306,6 +308,10 @@ class TrainOptions(
             raise ValueError("--fp16 does not train on a CPU; use --bf16, or neither, there")
         if self.deepspeed is not None and self.deepspeed.isdigit() and int(self.deepspeed) > 3:
             raise ValueError("--deepspeed takes a stage of ZeRO, 0 to 3, or a JSON file")
+        if self.fsdp and self.deepspeed is not None:
+            raise ValueError("--fsdp and --deepspeed exclude each other")
+        if self.fsdp and self.fp16:
+            raise ValueError("--fsdp trains in float32 or, with --bf16, in bfloat16")
         return self
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import warnings
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,7 @@ OWN_WORK = {
     "dataloader_pin_memory": "token ids are too few to matter",
     "auto_find_batch_size": "in-batch negatives change with the batch; see --sub-batch-tokens",
     "use_cpu": "--device cpu",
-    "fsdp": "--fsdp",
-    "fsdp_config": "--fsdp",
+    "fsdp_config": "--fsdp cuts each layer and all the rest",
     "push_to_hub": "the trained folder can be uploaded as it is",
 }
 """Arguments that would change what bgectl does itself, and what to use in their place."""
@@ -51,6 +49,8 @@ def check_precision(options: TrainOptions) -> None:
     """
     if options.fp16 and not torch.cuda.is_available():
         raise UsageError("float16 does not train on a CPU", where="--fp16", hint="use --bf16, or neither, there")
+    if options.fsdp and place().world == 1:
+        raise UsageError("one process has nothing to share its weights with", where="--fsdp", hint="give --gpus N")
 
 
 def training_arguments(options: TrainOptions) -> TrainingArguments:
@@ -65,8 +65,6 @@ def training_arguments(options: TrainOptions) -> TrainingArguments:
     )  # fmt: skip
     check_trainer_names(options)
     on_cpu = options.on_cpu or not torch.cuda.is_available()
-    # What torch would have instead of broadcast_buffers exchanges them once all the same.
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     values: dict[str, Any] = {
         "output_dir": str(options.output_dir),
         # Below 1 it is a share of the steps.

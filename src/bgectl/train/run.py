@@ -55,7 +55,7 @@ from bgectl.train.model import (
 )
 from bgectl.train.monitor import Checkpoints, HeldOut, Progress, draw_curves, mean_loss, rewind_log
 from bgectl.train.report import caches, report, show_dry_run
-from bgectl.train.trainer import EmbedderTrainer, StepModel
+from bgectl.train.trainer import EmbedderTrainer, FromRoot, StepModel
 
 METRIC = "nDCG@10"
 """Decides which weights are the best."""
@@ -198,6 +198,7 @@ def build_trainer(
             collator=collator_of(options, model, arguments.device.type == "cpu"), loss=loss, save_to=model.save,
             cached=caches(options), cross_device=options.negatives_cross_device,
             mask_duplicates=options.mask_duplicates, layer_decay=options.layerwise_lr_decay,
+            fsdp=options.fsdp,
         )  # fmt: skip
     except (RuntimeError, ImportError, ValueError) as problem:
         if any(words in str(problem) for words in ("is not installed", "requires", "is not supported")):
@@ -262,7 +263,9 @@ def held_out_of(
     spoken: Prompts = replace(prompts_of(options), query_instruction=query_instruction(options, collection))
 
     def measure() -> dict[str, float]:
-        scoring = embedder_over(model.encoder, model.tokenizer, model.facts, spoken, *model.lengths)
+        # A sharded model is gathered by what is called from its root.
+        encoder: Any = FromRoot(trainer.model) if options.fsdp else model.encoder
+        scoring = embedder_over(encoder, model.tokenizer, model.facts, spoken, *model.lengths)
         model.encoder.eval()
         try:
             return evaluate_embedder(judged, scoring).means

@@ -26,6 +26,7 @@ from bgectl.train.batches import BatchPlan
 from bgectl.train.collate import AsArrays, Collator, Drawn, Groups, as_tensors
 from bgectl.train.model import learning_rates
 from bgectl.train.monitor import Stopping
+from bgectl.train.shard import Sharded, load_optimizer, save_optimizer, shard, whole_weights
 
 BACKBONE = "encoder.backbone."
 """What stands before the names of the backbone's weights in a `StepModel`."""
@@ -37,10 +38,33 @@ class StepModel(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
+        # transformers looks here for the sizes that DeepSpeed's `auto` values are made of.
+        self.config = encoder.backbone.config
 
     def forward(self, pieces: list[dict[str, Tensor]]) -> Tensor:
         """The vectors of all pieces, (ΣN, D), in the pieces' order."""
         return torch.cat([self.encoder(**piece) for piece in pieces])
+
+
+class FromRoot(nn.Module):
+    """A `StepModel` in the place of its encoder."""
+
+    def __init__(self, model: StepModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, L) ids and mask → (N, D)."""
+        # Weights gathered in inference mode could not be trained afterwards.
+        with torch.inference_mode(False), torch.no_grad():
+            piece = {"input_ids": input_ids.clone(), "attention_mask": attention_mask.clone()}
+            vectors: Tensor = self.model([piece])
+            return vectors
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self.model.encoder.dimension
 
 
 def step_loss(
@@ -120,6 +144,7 @@ class EmbedderTrainer(Trainer):
         cross_device: Take the passages of all processes as candidates.
         mask_duplicates: Block candidates that are a positive of the query.
         layer_decay: See `learning_rates`.
+        fsdp: Cut the model over the processes.
     """
 
     def __init__(
@@ -136,6 +161,7 @@ class EmbedderTrainer(Trainer):
         cross_device: bool = False,
         mask_duplicates: bool = True,
         layer_decay: float = 1.0,
+        fsdp: bool = False,
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=groups, data_collator=collator)
         # Accumulated steps are averaged: our loss is a mean over queries, not a sum over tokens.
@@ -149,12 +175,17 @@ class EmbedderTrainer(Trainer):
         self.examples_seen = 0
         self.tokens_seen = 0
         self.layer_decay = layer_decay
+        self.fsdp = fsdp
         self.progress: Any = None
         self.checkpoints: Any = None
         self.stopping = Stopping()
 
     def create_optimizer(self, model: Any = None) -> Any:
         """transformers' optimiser, with a learning rate for each layer where they are to differ."""
+        if self.fsdp:
+            # The optimiser takes the weights as they are now, so they are cut first.
+            names = set(getattr(self.model.encoder.backbone, "_no_split_modules", None) or ())
+            shard(self.model, names, self.args.device, bf16=self.args.bf16)
         if self.layer_decay == 1.0:
             return super().create_optimizer() if model is None else super().create_optimizer(model)
         trained = model or self.model
@@ -219,7 +250,7 @@ class EmbedderTrainer(Trainer):
     @property
     def sharded(self) -> bool:
         """Whether parts of the model lie on other processes, so that all must take the same number of forward calls."""
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return bool(self.is_deepspeed_enabled or self.fsdp)
 
     @property
     def _unscaled(self) -> dict[str, Any]:
@@ -279,7 +310,10 @@ class EmbedderTrainer(Trainer):
         """The backbone's weights, whole, in every process that holds some; all processes call this."""
         if not self.sharded:
             return {name: tensor.detach() for name, tensor in self.model.encoder.backbone.state_dict().items()}
-        state = self.accelerator.get_state_dict(self.model_wrapped) or {}
+        if self.fsdp:
+            state = whole_weights(self.model)
+        else:
+            state = self.accelerator.get_state_dict(self.model_wrapped) or {}
         return {name.removeprefix(BACKBONE): tensor for name, tensor in state.items() if name.startswith(BACKBONE)}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -287,6 +321,28 @@ class EmbedderTrainer(Trainer):
         state = self.weights()
         if self.args.should_save:
             self.save_to(Path(output_dir or self.args.output_dir), state)
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        return (
+            Sharded(model) if self.fsdp and training and not isinstance(model, Sharded) else super()._wrap_model(model)
+        )
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.fsdp:
+            save_optimizer(self.model, self._plain_optimizer, Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.fsdp or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(self.model, self._plain_optimizer, Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+
+    @property
+    def _plain_optimizer(self) -> Any:
+        """torch's optimiser within accelerate's."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """A checkpoint's weights are named as the backbone's are, not as this Trainer's model names them."""

@@ -1,0 +1,116 @@
+"""DeepSpeed and FSDP on two processes of a CPU: really cut, the steps of plain processes, gone on with, measured."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run_distributed
+from safetensors.torch import load_file
+
+from bgectl.cli import main
+from bgectl.train import run
+from bgectl.train.checkpoints import newest
+
+WAYS = {
+    "plain": [], "fsdp": ["--fsdp"], "stage 0": ["--deepspeed", 0], "stage 1": ["--deepspeed", 1],
+    "stage 2": ["--deepspeed", 2], "stage 3": ["--deepspeed", 3],
+}  # fmt: skip
+
+
+def train(rank, words):
+    """The command in this process; returns its exit code and which share of the weights lies here."""
+    seen = {}
+    finish = run.finish
+
+    def look(options, model, trainer, *rest):
+        parameters = list(model.encoder.parameters())
+        if options.fsdp:
+            whole, here = sum(p.numel() for p in parameters), sum(p.to_local().numel() for p in parameters)
+        elif (options.deepspeed or "0") == "3":
+            whole, here = sum(p.ds_numel for p in parameters), sum(p.ds_tensor.numel() for p in parameters)
+        else:
+            whole = here = sum(p.numel() for p in parameters)
+        seen.update(share=here / whole, wrapper=type(trainer.model_wrapped).__name__)
+        if options.deepspeed is not None:
+            seen["stage"] = trainer.model_wrapped.zero_optimization_stage()
+        finish(options, model, trainer, *rest)
+
+    run.finish = look
+    with pytest.raises(SystemExit) as ending:
+        main([str(word) for word in words])
+    return {**seen, "code": ending.value.code}
+
+
+@pytest.fixture(scope="module")
+def without_dropout(tiny_bert, tmp_path_factory):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path_factory.mktemp("without") / "bert"))
+    config = json.loads((folder / "config.json").read_text())
+    config["hidden_dropout_prob"] = config["attention_probs_dropout_prob"] = 0.0
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def change(out, model):
+    """The change of the weights that have a gradient: a key's bias moves no attention."""
+    after, before = load_file(out / "model.safetensors"), load_file(Path(model) / "model.safetensors")
+    return {name: after[name].float() - before[name] for name in after if not name.endswith("key.bias")}
+
+
+def differs(one, other):
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.mark.slow
+def test_all_ways_take_the_same_steps(rows, tmp_path, without_dropout):
+    changes = {}
+    for name, way in WAYS.items():
+        if "--deepspeed" in way:
+            pytest.importorskip("deepspeed")
+        out = tmp_path / name.replace(" ", "")
+        words = [
+            "train", "base", "-m", without_dropout, "-t", rows, "-o", out, "-b", 4, "--train-group-size", 3,
+            "--device", "cpu", "--negatives-cross-device", "--gradient-cache", "--sub-batch-tokens", 60,
+            "--gradient-accumulation-steps", 2, "--learning-rate", 1e-3, "--save-steps", 2, "--save-total-limit", 3,
+            "--dataloader-num-workers", 0, "--temperature", 0.1, "--eval-data", rows, "--eval-steps", 2, *way,
+        ]  # fmt: skip
+        folder = tmp_path / f"results-{out.name}"
+        folder.mkdir()
+        results = run_distributed(train, 2, folder, words, join=False)
+        assert [result["code"] for result in results] == [0, 0], name
+        cut = name in ("fsdp", "stage 3")
+        assert all((0.4 < result["share"] < 0.7) == cut for result in results), (name, results)
+        assert {result.get("stage") for result in results} == {int(name[-1]) if "stage" in name else None}
+        changes[name] = change(out, without_dropout)
+        assert max(value.abs().max() for value in changes[name].values()) > 1e-4
+        assert differs(changes["plain"], changes[name]) < 2e-5, name
+
+        # Gone on with from the middle, the run ends where it ended.
+        assert newest(out).name == "checkpoint-4"
+        shutil.rmtree(newest(out))
+        (out / "model.safetensors").unlink()
+        folder = tmp_path / f"again-{out.name}"
+        folder.mkdir()
+        results = run_distributed(train, 2, folder, [*words, "--resume", "auto"], join=False)
+        assert [result["code"] for result in results] == [0, 0], name
+        again = change(out, without_dropout)
+        assert all(torch.equal(again[key], changes[name][key]) for key in again), name
+
+
+def test_sharding_needs_processes(inside, rows, tmp_path, without_dropout):
+    done = inside("train", "base", "-m", without_dropout, "-t", rows, "-o", tmp_path / "out", "--fsdp")
+    assert done.returncode == 2
+    assert "--gpus" in done.stderr
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "not JSON"), ("[]", "no mapping"), (None, "cannot be read")])
+def test_bad_deepspeed_files(text, said, inside, rows, tmp_path, without_dropout):
+    pytest.importorskip("deepspeed")
+    path = tmp_path / "ds.json"
+    if text is not None:
+        path.write_text(text)
+    done = inside("train", "base", "-m", without_dropout, "-t", rows, "-o", tmp_path / "out", "--deepspeed", path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
