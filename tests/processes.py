@@ -19,7 +19,8 @@ def run_distributed(function, ranks, folder, *arguments, join=True):
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("fork")
     processes = [
-        context.Process(target=_call, args=(function, rank, ranks, port, folder, arguments, join)) for rank in range(ranks)
+        context.Process(target=_call, args=(function, rank, ranks, port, folder, arguments, join))
+        for rank in range(ranks)
     ]
     for process in processes:
         process.start()

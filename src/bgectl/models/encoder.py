@@ -88,7 +88,7 @@ def load_backbone(
                 name, config=config, dtype=dtype, output_loading_info=True, **extra, **hub.arguments()
             )
     except (OSError, ValueError, RuntimeError, ImportError) as problem:
-        if attention is not None and attention in str(problem):
+        if attention is not None and ("attn" in str(problem) or "attention" in str(problem).lower()):
             text = str(problem).strip().split("\n")[0]
             raise RunError(
                 f"{attention} cannot be had: {text}", where=name, hint="try sdpa, or leave it out"

@@ -31,7 +31,6 @@ OWN_WORK = {
     "metric_for_best_model": "--eval-data keeps the best weights",
     "save_strategy": "--save-steps says when; 0 is never",
     "remove_unused_columns": "rows are not columns here",
-    "group_by_length": "a step's texts are sorted by length as it is",
     "dataloader_pin_memory": "token ids are too few to matter",
     "auto_find_batch_size": "in-batch negatives change with the batch; see --sub-batch-tokens",
     "use_cpu": "--device cpu",

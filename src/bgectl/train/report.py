@@ -64,7 +64,7 @@ def show_dry_run(plan: BatchPlan, groups: Groups, collator: Collator, encoder: E
     for number in range(len(groups.collection.datasets)):
         show_example(number, groups, collator)
     sampled = [collator([groups[key] for key in keys]) for keys in islice(plan, SAMPLED_STEPS)]
-    show_memory(estimate_memory(sampled, encoder, options), len(sampled))
+    show_memory(estimate_memory(sampled, encoder, options, plan.world), len(sampled))
 
 
 def show_example(number: int, groups: Groups, collator: Collator) -> None:
@@ -116,19 +116,17 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.scores
 
 
-def estimate_memory(steps: Sequence[dict[str, Any]], encoder: Encoder, options: TrainOptions) -> Memory:
+def estimate_memory(steps: Sequence[dict[str, Any]], encoder: Encoder, options: TrainOptions, world: int) -> Memory:
     """Estimate what training holds, from what a small batch is seen to hold.
 
     Args:
         steps: Steps as the collator gives them.
         encoder: The model; it is run on two texts.
-        options: Precision, gradient caching and DeepSpeed's stage count.
+        options: Precision, gradient caching and what shards the model count.
+        world: W.
     """
-    from bgectl.launch import place
-
-    world = place().world
     given = options.deepspeed or ""
-    stage = int(given) if given.isdigit() else 0
+    stage = 3 if options.fsdp else int(given) if given.isdigit() else 0
     parameters = list(encoder.parameters())
     count = sum(parameter.numel() for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -169,9 +167,10 @@ def held_per_text(encoder: Encoder, options: TrainOptions) -> Any:
 
     The square part is there where attention writes its matrix down, and 0 for fused attention.
     """
-    small, large = (saved_bytes(encoder, length, options) / 2 for length in (16, 32))
-    square = max(0.0, (large - 2 * small) / (32**2 - 2 * 16**2))
-    line = (small - square * 16**2) / 16
+    # Also a part that does not grow with L, such as the weights' copies in half precision: those are counted already.
+    first, second, third = (saved_bytes(encoder, length, options) / 2 for length in (8, 16, 32))
+    square = max(0.0, (third - second - 2 * (second - first)) / (32**2 - 16**2 - 2 * (16**2 - 8**2)))
+    line = (third - second - square * (32**2 - 16**2)) / 16
     return lambda length: line * length + square * length**2
 
 
@@ -192,7 +191,7 @@ def saved_bytes(encoder: Encoder, length: int, options: TrainOptions) -> int:
     was_training, state = encoder.training, torch.get_rng_state()
     encoder.train()
     with (
-        torch.autocast(device.type, dtype=half, enabled=options.bf16 or options.fp16, cache_enabled=False),
+        torch.autocast(device.type, dtype=half, enabled=options.bf16 or options.fp16),
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
     ):
         held = encoder(ids, torch.ones_like(ids))
@@ -207,9 +206,9 @@ def show_memory(memory: Memory, steps: int) -> None:
     names = ("weights", "gradients", "optimizer", "activations", "scores")
     rows = [[name, f"{getattr(memory, name) / MIB:,.0f}"] for name in names]
     rows.append(["in all", f"{memory.total / MIB:,.0f}"])
-    _print("")
-    console.table("Memory of one process, estimated", ["what", "MiB"], rows, on_stdout=True)
+    _print("\nMemory of one process, estimated:")
+    console.table("", ["what", "MiB"], rows, on_stdout=True)
     _print(
         f"for the largest of {steps} steps looked at: {memory.tokens:,} tokens with padding in {memory.pieces} pieces; "
-        "the libraries themselves take more"
+        "the libraries themselves, and what a layer computes with for a moment, come on top"
     )

@@ -85,7 +85,8 @@ def run(options: TrainBaseOptions) -> None:
         RunError: The model cannot be loaded, the loss is not finite, or the disk is full.
         Interrupted: By a signal, after a checkpoint was written.
     """
-    here = place()
+    # A dry run starts no processes, and shows the plan of those it is asked for.
+    here = Place(0, options.processes * options.nnodes) if options.dry_run else place()
     if not here.first:
         console.be_quiet()
     resume = options.resume or ("auto" if here.restarts else None)

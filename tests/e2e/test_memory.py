@@ -1,0 +1,39 @@
+"""Gradient caching holds one piece, whatever the batch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def peak(words):
+    """Peak memory of a run, in MiB."""
+    command = [sys.executable, "-m", "bgectl", *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    stderr = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, stderr
+    return usage.ru_maxrss / 1024
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_batch(tmp_path, minilm):
+    data = tmp_path / "rows.jsonl"
+    with data.open("w") as stream:
+        for number in range(512):
+            row = {"query": f"number {number} of many", "pos": [f"this is the text {number}, and it is about {number}"]}
+            stream.write(json.dumps({**row, "neg": [f"while text {number + 1} is about something else"]}) + "\n")
+
+    def run(batch, *words):
+        return peak([
+            "train", "base", "-m", minilm, "-t", data, "-o", tmp_path / f"out-{batch}-{len(words)}", "-b", batch,
+            "--train-group-size", 2, "--max-steps", 2, "--epochs", 2, "--save-steps", 0, "--sub-batch-tokens", 512,
+            "--dataloader-num-workers", 0, *words,
+        ])  # fmt: skip
+
+    small, large = run(16, "--gradient-cache"), run(512, "--gradient-cache")
+    assert large < 1.1 * small, (small, large)
+    assert run(512) > 1.5 * small, "without the cache it does grow, or this shows nothing"
