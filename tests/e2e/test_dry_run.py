@@ -34,7 +34,8 @@ def test_shows_the_run_and_leaves_nothing(inside, write_rows, toy_rows, tmp_path
 def test_needs_no_processes(inside, write_rows, toy_rows, tmp_path, tiny_bert):
     """A run on GPUs can be looked at where there is none."""
     done = inside(
-        "train", "base", "-m", tiny_bert, "-t", write_rows(toy_rows(20)), "-o", tmp_path / "out",         "--train-group-size", 3, "-b", 1, "--gpus", 4, "--dry-run",
+        "train", "base", "-m", tiny_bert, "-t", write_rows(toy_rows(20)), "-o", tmp_path / "out", "-b", 1,
+        "--train-group-size", 3, "--gpus", 4, "--dry-run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "5 steps an epoch (datasets mixed), on each of 4 processes" in done.stdout

@@ -30,10 +30,10 @@ def test_memory_does_not_grow_with_the_batch(tmp_path, minilm):
     def run(batch, *words):
         return peak([
             "train", "base", "-m", minilm, "-t", data, "-o", tmp_path / f"out-{batch}-{len(words)}", "-b", batch,
-            "--train-group-size", 2, "--max-steps", 2, "--epochs", 2, "--save-steps", 0, "--sub-batch-tokens", 512,
+            "--train-group-size", 2, "--max-steps", 1, "--save-steps", 0, "--sub-batch-tokens", 512,
             "--dataloader-num-workers", 0, *words,
         ])  # fmt: skip
 
     small, large = run(16, "--gradient-cache"), run(512, "--gradient-cache")
     assert large < 1.1 * small, (small, large)
-    assert run(512) > 1.5 * small, "without the cache it does grow, or this shows nothing"
+    assert run(128) > 1.3 * small, "without the cache it does grow, or this shows nothing"
