@@ -7,6 +7,7 @@ import pytest
 import torch
 from processes import run_distributed
 
+from bgectl.errors import DataError
 from bgectl.launch import place
 from bgectl.models.encoder import quiet_libraries
 from bgectl.options.train import TrainBaseOptions
@@ -109,3 +110,21 @@ def test_caching_draws_the_same_dropout(rows, tmp_path, tiny_bert):
         assert difference(ranks[rank]["pieces"], ranks[rank]["cached"]) < 1e-6
     without = step_of(0, rows / "one", tiny_bert, 1, 0.0, CASES["pieces"])
     assert difference(without, ranks[0]["pieces"]) > 1e-2, "there is no dropout"
+
+
+def plan_of(rank, folder, model):
+    path = folder / str(rank) / "rows.jsonl"
+    if rank == 1:
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    try:
+        step_of(rank, folder / str(rank), model, 2, 0.0, {})
+    except DataError as problem:
+        return problem.message
+    return "trained"
+
+
+def test_processes_that_see_other_data(rows, tmp_path, tiny_bert):
+    assert (
+        run_distributed(plan_of, 2, tmp_path, rows, tiny_bert)
+        == ["process 1 sees other training data than process 0"] * 2
+    )

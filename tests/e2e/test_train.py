@@ -462,3 +462,43 @@ def test_interrupted(workers, write_rows, toy_rows, tmp_path, tiny_bert):
     assert "Traceback" not in stderr
     assert "interrupted" in stderr
     assert not (out / "config.json").exists()
+
+
+@pytest.mark.parametrize("flags", [
+    ["--layerwise-lr-decay", 0.5], ["--optim", "adamw_torch_fused"],
+    ["--bf16", "--gradient-checkpointing"], ["--trainer", "adam_beta2=0.9"], ["--false-negative-margin", 0.1],
+    ["--gradient-cache"], ["--sub-batch-tokens", 40], ["--fix-position-embedding"],
+], ids=lambda flags: " ".join(map(str, flags)))  # fmt: skip
+def test_options_change_what_is_learnt(flags, train, write_rows, toy_rows, tmp_path):
+    """Each trains, and none of them does nothing."""
+    data = write_rows(toy_rows(16))
+    words = ["--max-steps", 3, "--learning-rate", 1e-2, "--temperature", 0.5]
+    done = train(*words, *flags, data=data)
+    assert done.returncode == 0, done.stderr
+    assert train(*words, data=data, out="plain").returncode == 0
+    one, other = weights(tmp_path / "out"), weights(tmp_path / "plain")
+    if flags == ["--gradient-cache"]:
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=0)
+    else:
+        assert not same_weights(one, other)
+
+
+def test_flash_attention_that_is_not_installed(train, write_rows, toy_rows):
+    done = train("--attn-implementation", "flash_attention_2", data=write_rows(toy_rows(8)))
+    if done.returncode == 0:
+        pytest.skip("it is installed here")
+    assert done.returncode == 1
+    assert "flash_attention_2 cannot be had" in done.stderr
+
+
+@pytest.mark.slow
+def test_compiled_model_learns_the_same(train, write_rows, toy_rows, tmp_path):
+    data = write_rows(toy_rows(8))
+    words = ["--max-steps", 2, "--learning-rate", 1e-2]
+    done = train(*words, "--torch-compile", data=data)
+    if "compiler" in done.stderr:
+        pytest.skip("no compiler here")
+    assert done.returncode == 0, done.stderr
+    assert weights(tmp_path / "out").keys() == {name for name in weights(tmp_path / "out") if "_orig_mod" not in name}
+    assert len(log_of(tmp_path / "out")) == 2

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bgectl.losses.candidates import block_false_negatives
 from bgectl.losses.contrastive import contrastive, own_group, similarity
 from bgectl.losses.distill import kl_div, m3_kd
 from bgectl.losses.embedding import EmbeddingLoss
@@ -151,3 +152,30 @@ def test_half_precision_vectors_are_compared_in_float32():
         inside = loss(queries, passages, 2)
     assert inside.dtype == torch.float32
     torch.testing.assert_close(inside, loss(queries.float(), passages.float(), 2))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 99), st.sampled_from([0.0, 0.5, 5.0]), st.integers(0, 2))
+def test_margin_blocks_what_scores_above_the_positive(seed, margin, first):
+    """Only passages of other groups, and only by more than the margin; other processes' groups count as others'."""
+    queries, group, groups = 2, 3, 4
+    scores = draw(seed, queries, groups * group)
+    blocked = block_false_negatives(scores, None, group, margin, first)
+    for i in range(queries):
+        own = first + i
+        for j in range(groups * group):
+            suspect = scores[i, j] > scores[i, own * group] + margin
+            assert blocked[i, j] == (suspect and j // group != own)
+    given = torch.zeros_like(blocked)
+    given[0, 0] = True
+    assert block_false_negatives(scores, given, group, margin, first)[0, 0]
+
+
+def test_margin_is_in_the_unit_of_similarities():
+    """A temperature of 0.02 makes 0.3 of the cosine 15 in the scores."""
+    queries = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    passages = torch.tensor([[0.8, 0.6], [0.9, (1 - 0.81) ** 0.5]])
+    plain = EmbeddingLoss(0.02)(queries, passages, 1)
+    wide, narrow = (EmbeddingLoss(0.02, false_negative_margin=margin)(queries, passages, 1) for margin in (0.3, 0.05))
+    torch.testing.assert_close(wide, plain)
+    assert narrow < plain, "a passage that is nearer to the query than its positive is still its negative"

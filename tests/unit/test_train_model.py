@@ -94,3 +94,8 @@ def test_old_deepspeed_files_are_translated(capsys):
 def test_options_that_contradict(given, said):
     with pytest.raises(ValueError, match=said):
         options(**given)
+
+
+def test_attention_is_chosen_by_name(tiny_bert):
+    assert load_backbone(tiny_bert, Hub(), attention="eager").config._attn_implementation == "eager"
+    assert load_backbone(tiny_bert, Hub()).config._attn_implementation == "sdpa"

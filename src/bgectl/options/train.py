@@ -118,7 +118,7 @@ class LossOptions(Options):
     """Hold the activations of one piece of a step at a time: the same gradient in less memory, for a second forward
     pass. Default: yes where --sub-batch-size is given."""
     sub_batch_tokens: int | None = Field(None, ge=1)
-    """Encode a step's texts, sorted by length, in pieces of this many tokens, padding included. Default: 2048 on a CPU,
+    """Encode a step's texts, sorted by length, in pieces of this many tokens, padding included. Default: 1024 on a CPU,
     else 65536."""
     sub_batch_size: int | None = Field(None, ge=1)
     """Texts of a piece at most."""

@@ -22,7 +22,7 @@ from bgectl import __version__, console
 from bgectl.data.datasets import Collection, build_datasets
 from bgectl.data.prompts import Prompts
 from bgectl.distributed import gather_objects
-from bgectl.encode import embedder_over, token_budget
+from bgectl.encode import embedder_over
 from bgectl.errors import DataError, Interrupted, RunError, UsageError
 from bgectl.evaluate.judged import Judged, load_judged
 from bgectl.evaluate.measure import evaluate_embedder
@@ -59,6 +59,9 @@ from bgectl.train.trainer import EmbedderTrainer, FromRoot, StepModel
 
 METRIC = "nDCG@10"
 """Decides which weights are the best."""
+
+PIECE_TOKENS, PIECE_TOKENS_CPU = 65_536, 1_024
+"""Tokens of a piece of a step. A CPU's caches are small: 1,024 ran faster there than 2,048, and that than 4,096."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def on_cpu(options: TrainOptions) -> bool:
 
 def collator_of(options: TrainOptions, model: Model, small_pieces: bool) -> Collator:
     """Groups to tensors; `small_pieces` where the device is a CPU, whose caches are small."""
-    budget = token_budget(options.sub_batch_tokens, torch.device("cpu" if small_pieces else "cuda"))
+    budget = options.sub_batch_tokens or (PIECE_TOKENS_CPU if small_pieces else PIECE_TOKENS)
     return Collator(
         model.tokenizer,
         *model.lengths,
