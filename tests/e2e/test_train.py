@@ -1,5 +1,6 @@
 """`bgectl train base`: what it leaves opens elsewhere, repeats, learns, and fails in ways a user can act on."""
 
+import gzip
 import json
 import os
 import shutil
@@ -502,3 +503,23 @@ def test_compiled_model_learns_the_same(train, write_rows, toy_rows, tmp_path):
     assert done.returncode == 0, done.stderr
     assert weights(tmp_path / "out").keys() == {name for name in weights(tmp_path / "out") if "_orig_mod" not in name}
     assert len(log_of(tmp_path / "out")) == 2
+
+
+def test_unpacked_copies_are_kept_and_taken_again(train, toy_rows, tmp_path):
+    data = tmp_path / "rows.jsonl.gz"
+    cache = tmp_path / "cache"
+
+    def write(rows):
+        data.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+
+    write(toy_rows(8))
+    made = []
+    for out in ("one", "two"):
+        assert train("--max-steps", 1, "--cache-path", cache, data=data, out=out).returncode == 0
+        (copy,) = cache.iterdir()
+        made.append(copy.stat().st_mtime_ns)
+    assert made[0] == made[1], "it was unpacked again"
+    write(toy_rows(12))
+    done = train("--max-steps", 1, "--cache-path", cache, data=data, out="three")
+    assert "12" in done.stderr
+    assert len(list(cache.iterdir())) == 2, "the copy of another file was taken"

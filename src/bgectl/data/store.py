@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def open_rows(path: Path, unpack_to: Path) -> RowFile:
 
     Args:
         path: The file; compressed ones are unpacked once.
-        unpack_to: Folder for the unpacked copies.
+        unpack_to: Folder for the unpacked copies; one that is there already is taken.
 
     Raises:
         DataError: Rows have errors; the first ones are named with line and field.
@@ -113,10 +113,14 @@ def _plain(path: Path, unpack_to: Path) -> Path:
     if path.suffix not in {".gz", ".zst"}:
         return path
     unpack_to.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=unpack_to, prefix=path.stem + ".", delete=False) as copy:
-        with jsonl.open_binary(path) as stream:
-            shutil.copyfileobj(stream, copy, 1 << 20)
-        return Path(copy.name)
+    seen = path.stat()
+    # Another process, or an earlier run, may have unpacked the same file.
+    version = hashlib.blake2b(f"{path.resolve()} {seen.st_size} {seen.st_mtime_ns}".encode(), digest_size=8).hexdigest()
+    copy = unpack_to / f"{path.stem}.{version}"
+    if not copy.is_file():
+        with jsonl.replace_file(copy) as target, jsonl.open_binary(path) as stream:
+            shutil.copyfileobj(stream, target, 1 << 20)
+    return copy
 
 
 def _problems(path: Path, number: int, data: bytes, keep: Callable[[Row], None]) -> list[str]:

@@ -63,6 +63,8 @@ class DataOptions(Options):
     """Instruction for queries; a row's own `prompt` replaces it. Saved with the model. Default: none."""
     passage_instruction_for_retrieval: str | None = None
     """Instruction for passages. Saved with the model. Default: none."""
+    cache_path: Path | None = None
+    """Folder that keeps unpacked copies of compressed files for further runs. Default: they go with the run."""
     train_group_size: int = Field(8, ge=1)
     """Passages for each query: one positive and the rest negatives."""
     query_max_len: int = Field(512, ge=4)

@@ -100,7 +100,7 @@ def run(options: TrainBaseOptions) -> None:
     checkpoint = chosen(resume, options.output_dir)
     quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="bgectl-") as unpacked:
-        collection, plan = plan_batches(options, here, Path(unpacked))
+        collection, plan = plan_batches(options, here, options.cache_path or Path(unpacked))
         report(plan, collection, options)
         plan.refuse_empty(allow=options.allow_empty_datasets)
         judged = load_judged(options.eval_data, options.eval_split) if options.eval_data else None
