@@ -71,9 +71,7 @@ def main() -> None:
         shape = [model, source, folder / "c", arguments.batch, arguments.group, arguments.length, arguments.steps]
         commands: dict[str, list[object]] = {
             "bgectl": ours,
-            "bgectl --sub-batch-tokens 1024": [*ours, "--sub-batch-tokens", "1024"],
             "bgectl --gradient-cache": [*ours, "--gradient-cache"],
-            "bgectl --gradient-cache, 1024": [*ours, "--gradient-cache", "--sub-batch-tokens", "1024"],
             "FlagEmbedding": flag,
             "sentence-transformers MNRL": [python, folder / "st.py", *shape, "plain"],
             "sentence-transformers Cached MNRL": [python, folder / "st.py", *shape, "cached"],
