@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,22 @@ def tiny_xlmr(tmp_path_factory):
 def tiny_words():
     """The words that tiny models know."""
     return list(WORDS)
+
+
+@pytest.fixture
+def random_rows(tmp_path):
+    """Write a file of rows of mixed lengths; returns its path."""
+
+    def write(count, negatives):
+        draw = random.Random(0)
+        path = tmp_path / "rows.jsonl"
+        with path.open("w") as stream:
+            for number in range(count):
+                query, positive, *rest = (
+                    " ".join(draw.choices(WORDS, k=draw.randint(1, 20))) for _ in range(2 + negatives)
+                )
+                row = {"query": f"{query} {number}", "pos": [positive], "neg": [f"{text} a" for text in rest]}
+                stream.write(json.dumps(row) + "\n")
+        return path
+
+    return write

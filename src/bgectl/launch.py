@@ -71,14 +71,14 @@ def first_host(nodes: str) -> str:
 
 
 def launch(
-    *, processes: int, on_cpu: bool, nnodes: int = 1, node_rank: int | None = None, endpoint: str | None = None,
+    *, processes: int, device: str, nnodes: int = 1, node_rank: int | None = None, endpoint: str | None = None,
     meeting: str = "bgectl", max_restarts: int = 0, words: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
     """Become the launcher of this command's processes, where there is something to launch; otherwise do nothing.
 
     Args:
         processes: Processes on this machine.
-        on_cpu: They train on the CPU; otherwise each takes a GPU.
+        device: `cpu`; `cuda`, of which each process takes one; or `auto`, GPUs if there are any.
         nnodes: Machines.
         node_rank: This machine's number.
         endpoint: `host:port` where the machines meet.
@@ -92,13 +92,13 @@ def launch(
     if "LOCAL_RANK" in os.environ or (processes == 1 and nnodes == 1 and max_restarts == 0):
         return
     become(launcher_words(
-        processes=processes, on_cpu=on_cpu, nnodes=nnodes, node_rank=node_rank, endpoint=endpoint, meeting=meeting,
+        processes=processes, device=device, nnodes=nnodes, node_rank=node_rank, endpoint=endpoint, meeting=meeting,
         max_restarts=max_restarts, words=sys.argv[1:] if words is None else words,
     ))  # fmt: skip
 
 
 def launcher_words(
-    *, processes: int, on_cpu: bool, nnodes: int, node_rank: int | None, endpoint: str | None, meeting: str,
+    *, processes: int, device: str, nnodes: int, node_rank: int | None, endpoint: str | None, meeting: str,
     max_restarts: int, words: Sequence[str],
 ) -> list[str]:  # fmt: skip
     """The launcher's command line after the name of python."""
@@ -110,7 +110,6 @@ def launcher_words(
         if node_rank is not None:
             elastic.append(f"--rdzv-conf=is_host={int(node_rank == 0)}")
     debug = ["--debug"] if "--debug" in words else []
-    device = "cpu" if on_cpu else "gpu"
     return ["-m", "bgectl.launcher", device, *debug, "--", *elastic, "--", *words]
 
 

@@ -1,6 +1,6 @@
 """The launcher's process: torch.distributed.run, with one line for the error of the process that failed.
 
-Started by `bgectl.launch` as `python -m bgectl.launcher cpu|gpu [--debug] -- TORCHRUN-WORDS -- BGECTL-WORDS`.
+Started by `bgectl.launch` as `python -m bgectl.launcher cpu|cuda|auto [--debug] -- TORCHRUN-WORDS -- BGECTL-WORDS`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def main(words: list[str]) -> int:
     # Not by way of its parser, which takes some of our flags for the beginnings of its own.
     arguments.training_script_args = command
     wanted = int(arguments.nproc_per_node)
-    if device == "gpu" and not enough_gpus(wanted):
+    if device != "cpu" and not enough_gpus(wanted, needed=device == "cuda"):
         return 2
     cores = max(1, (os.cpu_count() or 1) // wanted)
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores if device == "cpu" else min(cores, 8)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     if not debug:
         # Its loggers set levels of their own, and what they say of a failure is longer than the failure.
         logging.disable(logging.CRITICAL)
@@ -65,12 +65,12 @@ def prepare(environment: Any) -> None:
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
 
 
-def enough_gpus(wanted: int) -> bool:
-    """Whether this machine has the GPUs, and a message where it has not."""
+def enough_gpus(wanted: int, *, needed: bool) -> bool:
+    """Whether this machine has the GPUs, or has none and needs none; a message where not."""
     import torch
 
     there = torch.cuda.device_count()
-    if there >= wanted:
+    if there >= wanted or (not there and not needed):
         return True
     hint = "`--nproc N --device cpu` trains on a CPU" if not there else f"--gpus {there} uses all"
     shown = "no GPU" if not there else f"{there} GPU{'s' * (there > 1)}"

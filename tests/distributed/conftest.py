@@ -1,6 +1,4 @@
-import json
 import os
-import random
 import subprocess
 import sys
 
@@ -8,16 +6,8 @@ import pytest
 
 
 @pytest.fixture
-def rows(tmp_path, tiny_words):
-    """64 rows with four negatives each."""
-    draw = random.Random(0)
-    path = tmp_path / "rows.jsonl"
-    with path.open("w") as stream:
-        for number in range(64):
-            texts = [" ".join(draw.choices(tiny_words, k=draw.randint(1, 20))) for _ in range(6)]
-            row = {"query": f"{texts[0]} {number}", "pos": [texts[1]], "neg": [f"{text} a" for text in texts[2:]]}
-            stream.write(json.dumps(row) + "\n")
-    return path
+def rows(random_rows):
+    return random_rows(64, 4)
 
 
 @pytest.fixture

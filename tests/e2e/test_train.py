@@ -523,3 +523,13 @@ def test_unpacked_copies_are_kept_and_taken_again(train, toy_rows, tmp_path):
     done = train("--max-steps", 1, "--cache-path", cache, data=data, out="three")
     assert "12" in done.stderr
     assert len(list(cache.iterdir())) == 2, "the copy of another file was taken"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("flags", [["--gpus", 1], ["--device", "cuda"]], ids=["--gpus", "--device"])
+def test_no_gpu(flags, train, write_rows, toy_rows, tmp_path):
+    done = train(*flags, data=write_rows(toy_rows(8)))
+    assert done.returncode == 2
+    assert f"{flags[0]}" in done.stderr
+    assert "no GPU" in done.stderr
+    assert not (tmp_path / "out").exists()

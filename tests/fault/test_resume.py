@@ -20,15 +20,8 @@ from bgectl.train.checkpoints import WHOLE, is_whole, newest
 
 
 @pytest.fixture
-def rows(tmp_path, tiny_words):
-    draw = random.Random(0)
-    path = tmp_path / "rows.jsonl"
-    with path.open("w") as stream:
-        for number in range(40):
-            texts = [" ".join(draw.choices(tiny_words, k=draw.randint(1, 15))) for _ in range(5)]
-            row = {"query": f"{texts[0]} {number}", "pos": [texts[1]], "neg": [f"{text} a" for text in texts[2:]]}
-            stream.write(json.dumps(row) + "\n")
-    return path
+def rows(random_rows):
+    return random_rows(40, 3)
 
 
 def command(rows, out, model, *words):

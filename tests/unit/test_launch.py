@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from bgectl import launch
+from bgectl import launch, launcher
 from bgectl.launch import Place, adopt_slurm, first_host, launcher_words, place
 
 
@@ -27,26 +27,26 @@ def become(monkeypatch):
     ({"processes": 1, "max_restarts": 1}, True),
 ])  # fmt: skip
 def test_when_processes_are_started(asked, launched, become):
-    launch.launch(on_cpu=True, words=["train"], **asked)
+    launch.launch(device="cpu", words=["train"], **asked)
     assert len(become) == launched
 
 
 def test_processes_that_are_there_are_taken(become, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    launch.launch(processes=4, on_cpu=True)
+    launch.launch(processes=4, device="cpu")
     assert become == []
 
 
 def test_the_command_is_handed_on_whole():
     words = ["train", "base", "--nproc", "2", "-m", "model", "--", "x"]
-    line = launcher_words(processes=2, on_cpu=True, nnodes=1, node_rank=None, endpoint=None, meeting="m",
+    line = launcher_words(processes=2, device="cpu", nnodes=1, node_rank=None, endpoint=None, meeting="m",
                           max_restarts=3, words=words)  # fmt: skip
     assert line[:3] == ["-m", "bgectl.launcher", "cpu"]
     assert line[-len(words) :] == words
     assert {"--standalone", "--nproc-per-node=2", "--max-restarts=3"} < set(line)
-    line = launcher_words(processes=8, on_cpu=False, nnodes=2, node_rank=1, endpoint="host:29500", meeting="m",
+    line = launcher_words(processes=8, device="cuda", nnodes=2, node_rank=1, endpoint="host:29500", meeting="m",
                           max_restarts=0, words=words)  # fmt: skip
-    assert line[2] == "gpu"
+    assert line[2] == "cuda"
     assert {"--rdzv-endpoint=host:29500", "--rdzv-id=m", "--rdzv-conf=is_host=0", "--nnodes=2"} < set(line)
 
 
@@ -88,3 +88,12 @@ def test_errors_are_left_to_our_own_launcher(monkeypatch, tmp_path):
     assert launch.leave_to_launcher(problem, str(problem), "h", 1)
     said = json.loads(path.read_text())["bgectl"]
     assert (said["exit_code"], said["hint"], said["lost_connection"]) == (1, "h", True)
+
+
+@pytest.mark.parametrize(("there", "wanted", "needed", "enough"), [
+    (0, 2, False, True), (0, 2, True, False), (1, 2, False, False), (2, 2, True, True), (4, 2, False, True),
+])  # fmt: skip
+def test_gpus_are_counted(there, wanted, needed, enough, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+    assert launcher.enough_gpus(wanted, needed=needed) == enough
+    assert ("this machine has" in capsys.readouterr().err) != enough

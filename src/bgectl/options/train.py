@@ -272,6 +272,11 @@ class ProcessOptions(Options):
         return self.use_cpu or self.device == "cpu"
 
     @property
+    def wanted_device(self) -> str:
+        """`cpu`, `cuda` or `auto`."""
+        return "cpu" if self.on_cpu else "cuda" if self.gpus is not None else self.device
+
+    @property
     def processes(self) -> int:
         """Processes asked for on this machine."""
         return self.gpus or self.nproc or 1

@@ -40,12 +40,15 @@ OWN_WORK = {
 """Arguments that would change what bgectl does itself, and what to use in their place."""
 
 
-def check_precision(options: TrainOptions) -> None:
-    """Refuse a precision that the machine cannot train in.
+def check_machine(options: TrainOptions) -> None:
+    """Refuse what the machine cannot do.
 
     Raises:
-        UsageError: float16 on a CPU.
+        UsageError: A GPU where there is none, float16 on a CPU, or sharding in one process.
     """
+    if options.wanted_device == "cuda" and not torch.cuda.is_available():
+        flag = "--gpus" if options.gpus is not None else "--device cuda"
+        raise UsageError("this machine has no GPU", where=flag, hint="`--device cpu` trains on a CPU")
     if options.fp16 and not torch.cuda.is_available():
         raise UsageError("float16 does not train on a CPU", where="--fp16", hint="use --bf16, or neither, there")
     if options.fsdp and place().world == 1:

@@ -31,7 +31,7 @@ from bgectl.losses.embedding import EmbeddingLoss
 from bgectl.models.encoder import Encoder, quiet_libraries, save_embedder
 from bgectl.models.facts import EmbedderFacts
 from bgectl.options.train import TrainBaseOptions, TrainOptions
-from bgectl.train.arguments import check_precision, check_trainer_names, training_arguments
+from bgectl.train.arguments import check_machine, check_trainer_names, training_arguments
 from bgectl.train.batches import BatchPlan
 from bgectl.train.card import model_card
 from bgectl.train.checkpoints import chosen, refuse_another_run, state_of
@@ -92,12 +92,14 @@ def run(options: TrainBaseOptions) -> None:
     here = Place(0, options.processes * options.nnodes) if options.dry_run else place()
     if not here.first:
         console.be_quiet()
-    resume = options.resume or ("auto" if here.restarts else None)
+    if here.first and not options.dry_run:
+        goes_on = options.resume is not None or here.restarts > 0
+        check_folder(options.output_dir, overwrite=options.overwrite_output_dir, resume=goes_on)
     if not options.dry_run:
-        check_folder(options.output_dir, overwrite=options.overwrite_output_dir, resume=resume is not None)
-    check_precision(options)
+        check_machine(options)
     check_trainer_names(options)
-    checkpoint = chosen(resume, options.output_dir)
+    checkpoint = chosen("auto", options.output_dir) if here.restarts else None
+    checkpoint = checkpoint or chosen(options.resume, options.output_dir)
     quiet_libraries()
     with tempfile.TemporaryDirectory(prefix="bgectl-") as unpacked:
         collection, plan = plan_batches(options, here, options.cache_path or Path(unpacked))
