@@ -15,7 +15,8 @@ def train_base(options: TrainBaseOptions) -> None:
     if not options.dry_run:
         launch(
             processes=options.processes, device=options.wanted_device, nnodes=options.nnodes,
-            node_rank=options.node_rank, endpoint=options.rdzv_endpoint, meeting=options.rdzv_id, max_restarts=options.max_restarts,
+            node_rank=options.node_rank, endpoint=options.rdzv_endpoint, meeting=options.rdzv_id,
+            max_restarts=options.max_restarts,
         )  # fmt: skip
     from bgectl.train.run import run
 
