@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 MODEL ?=
 RERANKER ?=
 PYTEST_ARGS ?=
+SLOW ?=
 
-.PHONY: help demo test fast lint format bench docs clean
+.PHONY: help demo test lint format bench docs clean
 
 help:
 	@echo "make demo    the whole job on example_data with a real model (MODEL=name, RERANKER=name)"
-	@echo "make test    every test;  make fast  without the slow ones"
+	@echo "make test    the tests;  make test SLOW=1  also the long runs, as .ci/run does"
 	@echo "make lint    ruff and mypy;  make format  ruff format"
 	@echo "make docs    write docs/cli.md from the option models"
 	@echo "make bench   the benchmarks beside other tools (installs them into an environment of their own)"
@@ -25,10 +26,7 @@ demo: $(BIN)/.installed
 	$(BIN)/python example_data/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(RERANKER),--reranker "$(RERANKER)")
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-
-fast: $(BIN)/.installed
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(if $(SLOW),,-m "not slow") $(PYTEST_ARGS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

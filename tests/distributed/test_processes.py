@@ -83,7 +83,7 @@ def test_killed_process_starts_again(start, rows, tmp_path):
     assert ended(start(rows, whole, *words))[0] == 0
     process = start(rows, broken, *words, "--max-restarts", 2)
     until(lambda: newest(broken), process)
-    # The youngest is a loader's process or a rank, never the launcher.
+    # The launcher is the oldest, then come the ranks, then their loader processes.
     ranks = [number for number in processes_of(broken) if number != process.pid]
     os.kill(ranks[0], signal.SIGKILL)
     code, stderr = ended(process)
