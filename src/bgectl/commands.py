@@ -7,6 +7,7 @@ COMMANDS = {
     "mine": "Find hard negatives for training rows with an embedder.",
     "score": "Add teacher scores to training rows, for distillation.",
     "train base": "Fine-tune an encoder embedder (BGE v1.5, E5, MiniLM and the like).",
+    "train m3": "Fine-tune an encoder with dense, sparse and ColBERT output (BGE-M3).",
     "eval": "Measure retrieval with one or several models.",
     "schema": "Print the JSON schema of a command's options.",
 }

@@ -63,6 +63,17 @@ def gather(local: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_uneven(local: Tensor) -> Tensor:
+    """`gather_with_gradient` where the processes have different numbers of rows."""
+    if not active():
+        return local
+    sizes = gather(torch.tensor([len(local)], device=local.device)).tolist()
+    most = max(sizes)
+    padded = torch.cat([local, local.new_zeros(most - len(local), *local.shape[1:])])
+    gathered = gather_with_gradient(padded) if local.requires_grad else gather(padded)
+    return torch.cat([gathered[number * most : number * most + size] for number, size in enumerate(sizes)])
+
+
 def largest(value: int, device: torch.device) -> int:
     """The largest of the processes' values."""
     if not active():

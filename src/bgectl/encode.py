@@ -10,6 +10,7 @@ import gc
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -252,6 +253,7 @@ def load_embedder(
     use_bf16: bool = False,
     batch_tokens: int | None = None,
     batch_size: int = 3000,
+    heads: bool = False,
     hub: Hub | None = None,
 ) -> Embedder:
     """Load an embedder for inference.
@@ -272,6 +274,7 @@ def load_embedder(
         use_bf16: The same as bfloat16.
         batch_tokens: Tokens in a batch; None chooses by device.
         batch_size: Texts in a batch at most.
+        heads: Load the sparse and the ColBERT head too, for `heads.search`.
         hub: How to reach the model.
 
     Raises:
@@ -300,7 +303,12 @@ def load_embedder(
     backbone = load_backbone(name, hub, dtype=precision)
     refuse_decoder(name, backbone.config)
     limit = position_limit(backbone.config)
-    encoders = [_replica(backbone, facts.pooling, device, last=n == len(chosen) - 1) for n, device in enumerate(chosen)]
+    encoder = Encoder(backbone, facts.pooling)
+    if heads:
+        from bgectl.models.m3 import with_heads
+
+        encoder = with_heads(encoder, name, tokenizer, hub, dtype=precision)
+    encoders = [_replica(encoder, device, last=number == len(chosen) - 1) for number, device in enumerate(chosen)]
     return Embedder(
         name, encoders, chosen, tokenizer, facts, prompts,
         min(query_max_length, limit or query_max_length), min(passage_max_length, limit or passage_max_length),
@@ -328,13 +336,9 @@ def shown_prefix(template: str, instruction: str | None) -> str | None:
     return prefix if prefix is not None else template.format(instruction, "…")
 
 
-def _replica(backbone: Any, pooling: str, device: torch.device, *, last: bool) -> Encoder:
+def _replica(encoder: Encoder, device: torch.device, *, last: bool) -> Encoder:
     """The encoder on a device; the last one takes the loaded weights themselves."""
-    if not last:
-        from copy import deepcopy
-
-        backbone = deepcopy(backbone)
-    return Encoder(backbone, pooling).to(device).eval()
+    return (encoder if last else deepcopy(encoder)).to(device).eval()
 
 
 def refuse_decoder(name: str, config: Any) -> None:

@@ -6,7 +6,7 @@ again, with the same random numbers so that dropout agrees, and its part of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -31,19 +31,19 @@ class RandomState:
 
 
 def cached_backward(
-    encode: Callable[[Piece], Tensor],
+    encode: Callable[[Piece], Mapping[str, Tensor]],
     pieces: Sequence[Piece],
-    loss_of: Callable[[Tensor], Tensor],
+    loss_of: Callable[[dict[str, Tensor]], Tensor],
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
     backward_piece: Callable[[Tensor], None] = torch.Tensor.backward,
     around_piece: Callable[[bool], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
-    """Add to the parameters the gradient of `loss_of(cat(encode(piece) for piece in pieces))`.
+    """Add to the parameters the gradient of `loss_of(joined(map(encode, pieces)))`.
 
     Args:
-        encode: A piece to its (N, D) vectors.
+        encode: A piece to what the model gives for it by name, such as its (N, D) vectors.
         pieces: What `encode` takes.
-        loss_of: All vectors, (ΣN, D), to a scalar. It may exchange vectors with other processes.
+        loss_of: The outputs of all pieces, joined, to a scalar. It may exchange them with other processes.
         backward: Called with the loss; an accelerator's own, which may scale it.
         backward_piece: Called with a scalar whose gradient is the piece's part.
         around_piece: Gives a context for the second encoding of a piece and its backward pass; called with whether the
@@ -52,22 +52,29 @@ def cached_backward(
     Returns:
         The loss, detached.
     """
-    states, vectors = [], []
+    states, outputs = [], []
     with torch.no_grad():
         for piece in pieces:
             states.append(RandomState())
-            vectors.append(encode(piece))
+            outputs.append(encode(piece))
     after = RandomState()
-    leaves = [part.detach().requires_grad_() for part in vectors]
-    loss = loss_of(torch.cat(leaves))
+    leaves = [{name: part.detach().requires_grad_() for name, part in output.items()} for output in outputs]
+    loss = loss_of(joined(leaves))
     backward(loss)
     for number, (piece, state, leaf) in enumerate(zip(pieces, states, leaves, strict=True), 1):
         state.restore()
         with around_piece(number == len(pieces)):
-            # The surrogate's gradient is the chain rule: d loss / d vectors, sent through the piece.
-            backward_piece(torch.dot(encode(piece).flatten(), _gradient(leaf).flatten()))
+            # The surrogate's gradient is the chain rule: d loss / d outputs, sent through the piece.
+            again = encode(piece)
+            dots = [torch.dot(again[name].flatten(), _gradient(part).flatten()) for name, part in leaf.items()]
+            backward_piece(sum(dots[1:], dots[0]))
     after.restore()
     return loss.detach()
+
+
+def joined(outputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The outputs of all pieces, one after the other along the first dimension, by name."""
+    return {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
 
 
 def _gradient(leaf: Tensor) -> Tensor:

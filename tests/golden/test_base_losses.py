@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bgectl.gradcache import cached_backward
+from bgectl.gradcache import cached_backward, joined
 from bgectl.losses.contrastive import similarity
 from bgectl.losses.embedding import EmbeddingLoss
 from bgectl.models.encoder import Encoder, load_backbone
@@ -43,7 +43,8 @@ def step(options):
     )
     teacher = tensors["rank0.teacher_scores"] if options.get("kd") else None
 
-    def loss_of(vectors):
+    def loss_of(outputs):
+        vectors = outputs["dense"]
         return loss(vectors[:queries], vectors[queries:], size, blocked_BN=blocked, teacher_BG=teacher)
 
     return encoder, pieces, loss_of
@@ -60,9 +61,9 @@ def test_loss_and_gradient(name, cached):
     expected = CASES[name]["rank0"]["steps"][0]
     encoder, pieces, loss_of = step(CASES[name]["options"])
     if cached:
-        loss = cached_backward(lambda piece: encoder(**piece), pieces, loss_of)
+        loss = cached_backward(lambda piece: encoder.outputs(**piece), pieces, loss_of)
     else:
-        loss = loss_of(torch.cat([encoder(**piece) for piece in pieces]))
+        loss = loss_of(joined([encoder.outputs(**piece) for piece in pieces]))
         loss.backward()
     norms, total = gradient_norms(encoder)
     assert loss.item() == pytest.approx(expected["loss"], rel=1e-4)
@@ -106,5 +107,5 @@ def test_m3_distillation_without_in_batch_negatives():
             )).mean()
             for j in range(size)
         )  # fmt: skip
-        vectors = torch.cat([encoder(**piece) for piece in pieces])
-    assert loss_of(vectors).item() == pytest.approx(expected.item(), rel=1e-5)
+        outputs = joined([encoder.outputs(**piece) for piece in pieces])
+    assert loss_of(outputs).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -14,7 +14,8 @@ from bgectl.gradcache import cached_backward
 from bgectl.losses.embedding import EmbeddingLoss
 from bgectl.models.encoder import Encoder, load_backbone
 from bgectl.models.hub import Hub
-from bgectl.train.trainer import BACKBONE, StepModel, step_loss
+from bgectl.train.objective import DenseObjective
+from bgectl.train.trainer import BACKBONE, ENCODER, StepModel
 
 GOLDEN = Path(os.environ.get("BGECTL_GOLDEN_TRAINING", Path(__file__).parent / "data" / "training"))
 CASES = {
@@ -60,9 +61,10 @@ def train_a_step(rank, cached):
         encoder = Encoder(load_backbone(str(GOLDEN / "models" / "bert"), Hub()), options.get("pooling", "cls")).train()
         model = DistributedDataParallel(StepModel(encoder), broadcast_buffers=False)
 
-        def loss_of(vectors, loss=loss, step=step, options=options):
-            across = bool(options.get("negatives_cross_device"))
-            return step_loss(loss, vectors, step, cross_device=across, mask_duplicates=True)
+        objective = DenseObjective(loss, bool(options.get("negatives_cross_device")))
+
+        def loss_of(outputs, objective=objective, step=step):
+            return objective(outputs, step, 0)[0]
 
         if cached:
             value = cached_backward(
@@ -73,7 +75,7 @@ def train_a_step(rank, cached):
             value = loss_of(model(step["pieces"]))
             value.backward()
         gradients = {
-            "model." + name.removeprefix("module." + BACKBONE): parameter.grad.norm().item()
+            "model." + name.removeprefix("module." + ENCODER + BACKBONE): parameter.grad.norm().item()
             for name, parameter in model.named_parameters()
         }
         results[name] = (value.item(), gradients)

@@ -6,17 +6,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bgectl.gradcache import cached_backward
+from bgectl.gradcache import cached_backward, joined
+
+
+class Network(nn.Sequential):
+    """Gives a vector for each row, and numbers of which each piece has another count."""
+
+    def forward(self, piece):
+        vectors = super().forward(piece)
+        return {"vectors": vectors, "numbers": vectors.flatten()[::3] ** 2}
 
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 4)).double().train()
+    return Network(nn.Linear(3, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 4)).double().train()
 
 
-def loss_of(vectors):
+def loss_of(outputs):
     """Couples all vectors, as in-batch negatives do."""
-    return torch.logsumexp(vectors @ vectors.T, dim=1).sum() + vectors.prod(dim=1).sum()
+    vectors = outputs["vectors"]
+    coupled = torch.logsumexp(vectors @ vectors.T, dim=1).sum() + vectors.prod(dim=1).sum()
+    return coupled + outputs["numbers"].logsumexp(dim=0)
 
 
 def gradients(model):
@@ -31,7 +41,7 @@ def test_same_gradient_for_any_pieces(sizes, seed):
     model = network()
     torch.manual_seed(seed)
     # Each piece in a call of its own, so that dropout draws the same numbers.
-    whole = loss_of(torch.cat([model(piece) for piece in pieces]))
+    whole = loss_of(joined([model(piece) for piece in pieces]))
     after = torch.get_rng_state()
     whole.backward()
     expected = gradients(model)
@@ -68,10 +78,10 @@ def test_a_scaled_backward_scales_all():
 def test_vectors_that_the_loss_ignores():
     model = network().eval()
     pieces = [torch.ones(2, 3, dtype=torch.float64), torch.ones(3, 3, dtype=torch.float64)]
-    cached_backward(model, pieces, lambda vectors: vectors[:2].sum())
+    cached_backward(model, pieces, lambda outputs: outputs["vectors"][:2].sum())
     first = gradients(model)
     model.zero_grad()
-    model(pieces[0]).sum().backward()
+    model(pieces[0])["vectors"].sum().backward()
     for one, two in zip(first, gradients(model), strict=True):
         torch.testing.assert_close(one, two)
 
@@ -97,7 +107,10 @@ def test_one_piece_is_held_at_a_time():
     model = network()
 
     def encode(piece):
-        return Counted.apply(model(piece)) if torch.is_grad_enabled() else model(piece)
+        outputs = model(piece)
+        if torch.is_grad_enabled():
+            outputs["vectors"] = Counted.apply(outputs["vectors"])
+        return outputs
 
     cached_backward(encode, [torch.ones(1, 3, dtype=torch.float64)] * 5, loss_of)
     assert (most, alive) == (1, 0)

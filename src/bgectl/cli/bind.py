@@ -140,8 +140,9 @@ def take_positional(model: type[Options], words: Sequence[str], flags: dict[str,
 def rewrite(model: type[Options], words: Sequence[str]) -> list[str]:
     """Put the reference's forms into Typer's.
 
-    `--flag True` becomes `--flag`, `--flag False` becomes `--no-flag`, and `--list a b` becomes `--list a --list b`. A
-    list ends at the next flag, at `--`, or at the first word that cannot be one of its values.
+    `--flag True` becomes `--flag`, `--flag False` becomes `--no-flag`, `--list a b` becomes `--list a --list b`, and a
+    choice that may stand alone gets its value. A list ends at the next flag, at `--`, or at the first word that cannot
+    be one of its values.
 
     Raises:
         UsageError: A flag is unknown or lacks its value; all such problems at once.
@@ -174,6 +175,9 @@ def rewrite(model: type[Options], words: Sequence[str]) -> list[str]:
                 problems.append(f"{head}: takes True or False (given: {value!r})")
             else:
                 result.append("--no-" + long[2:] if value.lower() in FALSE else head)
+            continue
+        if flags[head].bare and not equals and not (left and left[0].lower() in TRUE | FALSE | set(shape.choices)):
+            result += [long, str(flags[head].bare)]
             continue
         values = [value] if equals else []
         # Text may look like a flag, `--- {}`, but if it is one of ours then the value was forgotten.

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from bgectl.errors import RunError
 from bgectl.evaluate.judged import Judged
+from bgectl.topk import Best
 
 if TYPE_CHECKING:
     from bgectl.encode import Embedder
@@ -69,34 +70,12 @@ def rank(query_vectors: Vectors, passage_vectors: Vectors, k: int) -> tuple[Vect
     """
     if not (np.isfinite(query_vectors).all() and np.isfinite(passage_vectors).all()):
         raise RunError("the model gives vectors that are not finite", hint="try `--dtype float32`")
-    k = min(k, len(passage_vectors))
-    scores = np.full((len(query_vectors), k), -np.inf, dtype=np.float32)
-    indices = np.full((len(query_vectors), k), -1, dtype=np.int64)
+    best = Best(len(query_vectors), min(k, len(passage_vectors)))
     for first in range(0, len(passage_vectors), PASSAGE_BLOCK):
         passages = passage_vectors[first : first + PASSAGE_BLOCK].T
         for start in range(0, len(query_vectors), QUERY_BLOCK):
-            block = query_vectors[start : start + QUERY_BLOCK] @ passages
-            worst = scores[start : start + QUERY_BLOCK, -1]
-            for row in np.flatnonzero(block.max(axis=1) > worst):
-                query = start + int(row)
-                # Later passages lose ties, so only a larger score enters; the stable sort keeps the order within.
-                entering = _largest(block[row], k, scores[query, -1])
-                merged = np.concatenate([scores[query], block[row, entering]])
-                whose = np.concatenate([indices[query], entering + first])
-                order = np.argsort(-merged, kind="stable")[:k]
-                scores[query], indices[query] = merged[order], whose[order]
-    return scores, indices
-
-
-def _largest(values: Vectors, k: int, above: np.float32) -> npt.NDArray[np.intp]:
-    """Places, in order, of the values larger than `above` that can be among the k largest, with all ties at the end."""
-    places = np.flatnonzero(values > above)
-    if len(places) <= k:
-        return places
-    candidates = values[places]
-    kth = np.partition(candidates, len(places) - k)[len(places) - k]
-    best: npt.NDArray[np.intp] = places[candidates >= kth]
-    return best
+            best.add(query_vectors[start : start + QUERY_BLOCK] @ passages, start, first)
+    return best.scores, best.indices
 
 
 def measure(judged: Judged, indices: npt.NDArray[np.int64], cutoffs: Sequence[int]) -> Measures:
@@ -141,9 +120,18 @@ def evaluate_vectors(
     Raises:
         RunError: A vector is not finite.
     """
-    depth = max(MAP_DEPTH, *cutoffs)
-    _, indices = rank(query_vectors, passage_vectors, depth + bool(judged.itself))
-    return measure(judged, _without_itself(indices, judged)[:, :depth], cutoffs)
+    _, indices = rank(query_vectors, passage_vectors, depth_of(judged, cutoffs))
+    return measure_ranking(judged, indices, cutoffs)
+
+
+def depth_of(judged: Judged, cutoffs: Sequence[int] = CUTOFFS) -> int:
+    """Ranks that the measures look at."""
+    return max(MAP_DEPTH, *cutoffs) + bool(judged.itself)
+
+
+def measure_ranking(judged: Judged, indices: npt.NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS) -> Measures:
+    """Measures of a ranking of `depth_of` ranks, (Q, K) passages best first, without the query itself."""
+    return measure(judged, _without_itself(indices, judged)[:, : max(MAP_DEPTH, *cutoffs)], cutoffs)
 
 
 def _without_itself(indices: npt.NDArray[np.int64], judged: Judged) -> npt.NDArray[np.int64]:
@@ -182,3 +170,21 @@ def evaluate_embedder(judged: Judged, embedder: Embedder, cutoffs: Sequence[int]
     """
     encode_queries = partial(embedder.encode_queries, prompts=judged.prompts)
     return evaluate(judged, encode_queries, embedder.encode_passages, cutoffs)
+
+
+def evaluate_heads(
+    judged: Judged, embedder: Embedder, scores: Sequence[str], cutoffs: Sequence[int] = CUTOFFS,
+    weights: Sequence[float] = (1.0, 0.3, 1.0),
+) -> dict[str, Measures]:  # fmt: skip
+    """Measure an M3 model by several kinds of score, with one encoding of the texts; see `heads.search`.
+
+    Raises:
+        RunError: A score is not finite.
+    """
+    from bgectl.heads import search
+
+    depth = depth_of(judged, cutoffs)
+    found = search(
+        embedder, judged.queries, judged.prompts, judged.passages, depth, scores=scores, weights=weights
+    )  # fmt: skip
+    return {name: measure_ranking(judged, part.indices, cutoffs) for name, part in found.items()}

@@ -11,16 +11,17 @@ from typing import Any
 from bgectl import console, jsonl
 from bgectl.evaluate.compare import COMPARED, Comparison, compare
 from bgectl.evaluate.judged import Judged, load_judged
-from bgectl.evaluate.measure import Measures, evaluate_embedder
+from bgectl.evaluate.measure import Measures, evaluate_embedder, evaluate_heads
 from bgectl.models.hub import Hub, check_model_name
 from bgectl.options.evaluate import EvalOptions
 
 
 @dataclass(frozen=True)
 class Result:
-    """One model's measures, how it was run, and how long encoding and searching took in seconds."""
+    """One model's measures by one kind of score, how it was run, and the seconds of encoding and searching."""
 
     model: str
+    score: str
     measures: Measures
     description: str
     seconds: float
@@ -40,7 +41,7 @@ def run(options: EvalOptions) -> None:
     with output as stream:
         judged = load_judged(options.eval_data, options.split)
         console.info(describe(judged))
-        results = [measure_model(model, judged, options) for model in options.model_name_or_path]
+        results = [result for model in options.model_name_or_path for result in measure_model(model, judged, options)]
         comparisons = compare_with_first(results)
         report = {"data": counts(judged, options), **as_json(results, comparisons)}
         if stream is not None:
@@ -61,8 +62,8 @@ def describe(judged: Judged) -> str:
     return f"{judged.name}: {'; '.join(parts)}"
 
 
-def measure_model(model: str, judged: Judged, options: EvalOptions) -> Result:
-    """Load one model, measure it, and give its memory back."""
+def measure_model(model: str, judged: Judged, options: EvalOptions) -> list[Result]:
+    """Load one model, measure it by each kind of score, and give its memory back."""
     from bgectl.encode import load_embedder
 
     embedder = load_embedder(
@@ -80,24 +81,34 @@ def measure_model(model: str, judged: Judged, options: EvalOptions) -> Result:
         use_fp16=options.use_fp16,
         use_bf16=options.use_bf16,
         batch_tokens=options.batch_tokens,
+        heads=options.score != ["dense"],
         hub=Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code),
     )
     console.info(f"{model}: {embedder.description}")
     start = time.perf_counter()
     try:
-        measures = evaluate_embedder(judged, embedder, options.cutoffs)
+        if options.score == ["dense"]:
+            measured = {"dense": evaluate_embedder(judged, embedder, options.cutoffs)}
+        else:
+            kinds = list(dict.fromkeys(options.score))
+            measured = evaluate_heads(judged, embedder, kinds, options.cutoffs, options.weights)
     finally:
         embedder.close()
     if embedder.cut:
         console.info(f"{model}: {embedder.cut:,} texts were longer than the maximum length and were cut")
-    return Result(model, measures, embedder.description, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return [Result(model, kind, measures, embedder.description, seconds) for kind, measures in measured.items()]
 
 
-def compare_with_first(results: list[Result]) -> list[tuple[Result, Comparison]]:
-    """Every other model against the first, in each measure of COMPARED."""
-    return [
-        (result, compare(results[0].measures, result.measures, name)) for result in results[1:] for name in COMPARED
-    ]
+def compare_with_first(results: list[Result]) -> list[tuple[Result, Result, Comparison]]:
+    """Every model with the first by the same kind of score, and the first's own kinds with its first, in each measure
+    of COMPARED: the baseline, what is compared with it, and how they differ.
+    """
+    first = [result for result in results if result.model == results[0].model]
+    of_kind = {result.score: result for result in first[::-1]}
+    pairs = [(first[0], result) for result in first[1:] if result is not first[0]]
+    pairs += [(of_kind[result.score], result) for result in results[len(first) :]]
+    return [(base, other, compare(base.measures, other.measures, name)) for base, other in pairs for name in COMPARED]
 
 
 def counts(judged: Judged, options: EvalOptions) -> dict[str, Any]:
@@ -112,12 +123,13 @@ def counts(judged: Judged, options: EvalOptions) -> dict[str, Any]:
     }
 
 
-def as_json(results: list[Result], comparisons: list[tuple[Result, Comparison]]) -> dict[str, Any]:
+def as_json(results: list[Result], comparisons: list[tuple[Result, Result, Comparison]]) -> dict[str, Any]:
     """Models and comparisons as JSON objects."""
     return {
         "models": [
             {
                 "model": result.model,
+                "score": result.score,
                 "measures": result.measures.means,
                 "description": result.description,
                 "seconds": round(result.seconds, 3),
@@ -127,7 +139,9 @@ def as_json(results: list[Result], comparisons: list[tuple[Result, Comparison]])
         "comparisons": [
             {
                 "model": result.model,
-                "baseline": results[0].model,
+                "score": result.score,
+                "baseline": base.model,
+                "baseline_score": base.score,
                 "measure": found.measure,
                 "difference": found.difference,
                 "interval": [found.low, found.high],
@@ -136,7 +150,7 @@ def as_json(results: list[Result], comparisons: list[tuple[Result, Comparison]])
                 "ties": found.ties,
                 "losses": found.losses,
             }
-            for result, found in comparisons
+            for base, result, found in comparisons
         ],
     }
 
@@ -160,28 +174,37 @@ def short_names(models: list[str]) -> list[str]:
     return models
 
 
-def show(judged: Judged, results: list[Result], comparisons: list[tuple[Result, Comparison]]) -> None:
+def show(judged: Judged, results: list[Result], comparisons: list[tuple[Result, Result, Comparison]]) -> None:
     """The tables on stdout."""
     measures = list(results[0].measures.values)
     models = [result.model for result in results]
-    labels = dict(zip(models, short_names(models), strict=True))
+    names = dict(zip(models, short_names(models), strict=True))
+    plain = all(result.score == "dense" for result in results)
+
+    def label(result: Result) -> str:
+        return names[result.model] if plain else f"{names[result.model]} {result.score}"
+
     rows = [
-        [labels[result.model], *(f"{value:.4f}" for value in result.measures.means.values()), f"{result.seconds:.1f}"]
+        [label(result), *(f"{value:.4f}" for value in result.measures.means.values()), f"{result.seconds:.1f}"]
         for result in results
     ]
     console.table(judged.name, ["model", *measures, "seconds"], rows, on_stdout=True)
     if not comparisons:
         return
+    bases = list(dict.fromkeys(label(base) for base, _, _ in comparisons))
     rows = [
         [
-            labels[result.model],
+            label(result),
+            *([label(base)] if len(bases) > 1 else []),
             found.measure,
             f"{found.difference:+.4f}",
             f"{found.low:+.4f}, {found.high:+.4f}",
             f"{found.p_value:.4f}",
             *(str(count) for count in (found.wins, found.ties, found.losses)),
         ]
-        for result, found in comparisons
+        for base, result, found in comparisons
     ]
-    columns = ["model", "measure", "change", "95% interval", "p", "wins", "ties", "losses"]
-    console.table(f"Change from {labels[models[0]]}", columns, rows, on_stdout=True)
+    columns = ["model", *(["from"] if len(bases) > 1 else []), "measure"]
+    columns += ["change", "95% interval", "p", "wins", "ties", "losses"]
+    title = "Change" if len(bases) > 1 else f"Change from {bases[0]}"
+    console.table(title, columns, rows, on_stdout=True)

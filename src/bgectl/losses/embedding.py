@@ -58,7 +58,7 @@ class EmbeddingLoss:
             width = queries_BD.shape[1]
             losses = [
                 self._at(
-                    _full(queries_BD[:, :dim]), _full(passages_ND[:, :dim]), group_size, blocked_BN, teacher_BG, first
+                    full(queries_BD[:, :dim]), full(passages_ND[:, :dim]), group_size, blocked_BN, teacher_BG, first
                 )
                 for dim in ([min(dim, width) for dim in self.dims] or [width])
             ]
@@ -74,14 +74,31 @@ class EmbeddingLoss:
         if self.false_negative_margin is not None:
             margin = self.false_negative_margin / self.temperature
             blocked_BN = block_false_negatives(scores_BN, blocked_BN, group_size, margin, first)
-        contrast_B = contrastive(scores_BN, group_size, blocked_BN, first)
-        if self.distillation is None or teacher_BG is None:
-            return contrast_B.mean()
-        if self.distillation == "kl_div":
-            return (contrast_B + kl_div(scores_BN, teacher_BG, first)).mean()
-        return torch.where(scored(teacher_BG), m3_kd(scores_BN, teacher_BG, blocked_BN, first), contrast_B).mean()
+        return loss_of_scores(scores_BN, group_size, blocked_BN, teacher_BG, self.distillation, first)
 
 
-def _full(vectors: Tensor) -> Tensor:
+def loss_of_scores(
+    scores_BN: Tensor, group_size: int, blocked_BN: Tensor | None = None, teacher_BG: Tensor | None = None,
+    distillation: str | None = None, first: int = 0,
+) -> Tensor:  # fmt: skip
+    """The mean over queries, a scalar: contrastive, and what is learned from a teacher where there are its scores.
+
+    Args:
+        scores_BN: Similarities over the temperature, of vectors or of anything else.
+        group_size: G.
+        blocked_BN: See `contrastive`.
+        teacher_BG: Teacher scores; a row of NaN for a query without.
+        distillation: See `EmbeddingLoss`.
+        first: See `contrastive`.
+    """
+    contrast_B = contrastive(scores_BN, group_size, blocked_BN, first)
+    if distillation is None or teacher_BG is None:
+        return contrast_B.mean()
+    if distillation == "kl_div":
+        return (contrast_B + kl_div(scores_BN, teacher_BG, first)).mean()
+    return torch.where(scored(teacher_BG), m3_kd(scores_BN, teacher_BG, blocked_BN, first), contrast_B).mean()
+
+
+def full(vectors: Tensor) -> Tensor:
     """The vectors in float32, or in float64 where they are."""
     return vectors if vectors.dtype == torch.float64 else vectors.float()

@@ -13,6 +13,7 @@ from bgectl import console, jsonl
 from bgectl.data.rows import Row, read_rows
 from bgectl.encode import Embedder, load_embedder
 from bgectl.errors import DataError
+from bgectl.heads import search
 from bgectl.mine.search import load_faiss, rank
 from bgectl.mine.select import Negatives, same_text, select_negatives
 from bgectl.models.hub import Hub
@@ -28,7 +29,8 @@ def run(options: MineOptions) -> None:
     """
     started = time.monotonic()
     jsonl.check_target(options.output_file)
-    load_faiss()
+    if options.score == "dense":
+        load_faiss()
     rows = [row for _, row in read_rows(options.input_file)]
     if not rows:
         raise DataError("holds no rows", where=str(options.input_file))
@@ -50,12 +52,11 @@ def run(options: MineOptions) -> None:
         use_bf16=options.use_bf16,
         batch_tokens=options.batch_tokens,
         batch_size=options.embedder_batch_size,
+        heads=options.score != "dense",
         hub=Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code),
     )
     console.info(f"{options.embedder_name_or_path}: {embedder.description}")
-    rankings = rank_pool(
-        embedder, rows, pool, high, batch=options.search_batch_size, gpu=options.use_gpu_for_searching
-    )[:, low:]
+    rankings = rank_pool(embedder, rows, pool, high, options)[:, low:]
     chosen = choose(rows, pool, rankings, options.negative_number, options.seed)
     jsonl.write_objects(options.output_file, mined(rows, pool, chosen))
     tell(rows, pool, chosen, options, embedder.cut, time.monotonic() - started)
@@ -102,16 +103,22 @@ def fit_range(text: str, pool: int) -> tuple[int, int]:
     return low, min(high, pool)
 
 
-def rank_pool(
-    embedder: Embedder, rows: Sequence[Row], pool: Sequence[str], depth: int, *, batch: int, gpu: bool
-) -> Any:
+def rank_pool(embedder: Embedder, rows: Sequence[Row], pool: Sequence[str], depth: int, options: MineOptions) -> Any:
     """(rows, depth) pool indices, best first; each distinct query is encoded and searched once."""
     places: dict[tuple[str, str | None], int] = {}
     query_of = [places.setdefault((row.query, row.prompt), len(places)) for row in rows]
+    queries, prompts = [query for query, _ in places], [prompt for _, prompt in places]
+    if options.score != "dense":
+        found = search(
+            embedder, queries, prompts, pool, depth, scores=[options.score], weights=options.weights
+        )[options.score]  # fmt: skip
+        embedder.close()
+        return found.indices[query_of]
     passages = embedder.encode_passages(pool)
-    queries = embedder.encode_queries([query for query, _ in places], [prompt for _, prompt in places])
+    vectors = embedder.encode_queries(queries, prompts)
     embedder.close()
-    return rank(queries, passages, depth, batch=batch, gpu=gpu)[query_of]
+    batch, gpu = options.search_batch_size, options.use_gpu_for_searching
+    return rank(vectors, passages, depth, batch=batch, gpu=gpu)[query_of]
 
 
 def choose(rows: Sequence[Row], pool: Sequence[str], rankings: Any, wanted: int, seed: int) -> list[Negatives]:

@@ -35,8 +35,20 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, L) ids and mask → (N, D)."""
-        hidden_NLD = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return pool(hidden_NLD, attention_mask, self.pooling)
+        return pool(self.hidden(input_ids, attention_mask), attention_mask, self.pooling)
+
+    def outputs(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """What training looks at, by name: `dense` (N, D). The first dimension grows with the texts."""
+        return {"dense": self(input_ids, attention_mask)}
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, L) ids and mask → (N, L, D), the last hidden states."""
+        states: Tensor = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return states
+
+    def load(self, folder: Path) -> None:
+        """Take the weights of a folder that was saved from an encoder like this one."""
+        self.backbone.load_state_dict(load_backbone(str(folder), Hub()).state_dict())
 
     @property
     def dimension(self) -> int:

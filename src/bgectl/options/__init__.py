@@ -23,6 +23,7 @@ MODELS: dict[str, Callable[[], type[Options]]] = {
     "mine": _model("mine", "MineOptions"),
     "score": _model("score", "ScoreOptions"),
     "train base": _model("train", "TrainBaseOptions"),
+    "train m3": _model("train", "TrainM3Options"),
     "eval": _model("evaluate", "EvalOptions"),
     "schema": _model("tools", "SchemaOptions"),
 }

@@ -29,20 +29,24 @@ class Flag:
         metavar: What stands for the value in `--help`.
         pattern: For a list that a positional argument may follow: only words that match this regular expression
             belong to the list.
+        bare: The value of a choice that is given without one, as a switch is.
     """
 
     names: tuple[str, ...]
     positional: bool
     metavar: str | None
     pattern: str | None
+    bare: str | None
 
     def __init__(
-        self, *names: str, positional: bool = False, metavar: str | None = None, pattern: str | None = None
-    ) -> None:
+        self, *names: str, positional: bool = False, metavar: str | None = None, pattern: str | None = None,
+        bare: str | None = None,
+    ) -> None:  # fmt: skip
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "positional", positional)
         object.__setattr__(self, "metavar", metavar)
         object.__setattr__(self, "pattern", pattern)
+        object.__setattr__(self, "bare", bare)
 
 
 class Options(BaseModel):

@@ -11,6 +11,7 @@ from bgectl.options.base import Flag, Options
 
 Pooling = Literal["cls", "mean", "last_token"]
 Device = Annotated[list[str], Flag(pattern=r"auto|cpu|cuda|mps|npu|(cuda|npu):\d+", metavar="DEVICE...")]
+Score = Literal["dense", "sparse", "colbert", "hybrid"]
 InputFile = Annotated[Path, Flag("--input", "-i", positional=True)]
 OutputFile = Annotated[Path, Flag("--output", "-o", positional=True)]
 
@@ -74,6 +75,24 @@ def two_places(text: str) -> str:
     return text
 
 
+class HybridOptions(Options):
+    """The sum of an M3 model's scores."""
+
+    panel: ClassVar[str] = "Prompts"
+
+    weights: Annotated[
+        list[Annotated[float, Field(ge=0)]], Flag(pattern=r"\d*\.?\d+", metavar="DENSE SPARSE COLBERT")
+    ] = Field(default_factory=lambda: [1.0, 0.3, 1.0], min_length=3, max_length=3)
+    """What each score counts in the hybrid one, which is their weighted mean."""
+
+    @field_validator("weights")
+    @classmethod
+    def _some(cls, weights: list[float]) -> list[float]:
+        if not sum(weights):
+            raise ValueError("one of the weights is above 0")
+        return weights
+
+
 class EmbedderOptions(PromptOptions):
     """An embedder used for inference."""
 
@@ -81,7 +100,7 @@ class EmbedderOptions(PromptOptions):
 
     embedder_name_or_path: str
     """Name on the hub or folder of the embedder."""
-    embedder_model_class: Literal["encoder-only-base"] | None = None
+    embedder_model_class: Literal["encoder-only-base", "encoder-only-m3"] | None = None
     """Kind of the embedder. Default: seen from its files."""
     pooling_method: Pooling | None = None
     """How token vectors become one. Default: seen from the model's files, else known for its name, else cls."""

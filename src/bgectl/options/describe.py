@@ -41,6 +41,8 @@ class Described:
     positional: bool = False
     pattern: str | None = None
     """What the values of a list look like; see `Flag`."""
+    bare: str | None = None
+    """The value of a choice that is given without one; see `Flag`."""
     only_on: bool = False
     """A switch without a `--no-` form."""
 
@@ -113,7 +115,9 @@ def describe(model: type[Options]) -> dict[str, list[Described]]:
 
 def _describe(name: str, field: FieldInfo, text: str) -> Described:
     flag, shape = flag_of(field), shape_of(field)
-    value = flag.metavar or "|".join(shape.choices) or TYPES[shape.kind] + ("..." if shape.many else "")
+    choices = "|".join(shape.choices) + ("..." if shape.many else "") if shape.choices else ""
+    value = flag.metavar or choices or TYPES[shape.kind] + ("..." if shape.many else "")
+    value = f"[{value}]" if flag.bare else value
     return Described(
         name=name,
         flag=flag_name(name),
@@ -126,6 +130,7 @@ def _describe(name: str, field: FieldInfo, text: str) -> Described:
         bounds=", ".join(_bounds(field)),
         positional=flag.positional,
         pattern=flag.pattern,
+        bare=flag.bare,
     )
 
 

@@ -8,10 +8,18 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from bgectl.options.base import Flag
-from bgectl.options.common import DeviceOptions, HubOptions, Pooling, PromptOptions, two_places
+from bgectl.options.common import (
+    DeviceOptions,
+    HubOptions,
+    HybridOptions,
+    Pooling,
+    PromptOptions,
+    Score,
+    two_places,
+)
 
 
-class JudgedOptions(PromptOptions):
+class JudgedOptions(HybridOptions, PromptOptions):
     """Models, judged data and measures."""
 
     panel: ClassVar[str] = "Evaluation"
@@ -24,6 +32,8 @@ class JudgedOptions(PromptOptions):
     """A folder in BEIR layout (corpus.jsonl, queries.jsonl, qrels/*.tsv), or training rows held out."""
     split: str = "test"
     """Which qrels/<split>.tsv to use."""
+    score: Annotated[list[Score], Flag(pattern="dense|sparse|colbert|hybrid")] = Field(["dense"], min_length=1)
+    """What passages are ranked by; all but dense need a model with the heads of M3. Several are compared too."""
     cutoffs: list[int] = Field(default_factory=lambda: [10, 100])
     """Ranks k for Recall@k; nDCG and MRR are at 10."""
     format: Literal["table", "json"] = "table"

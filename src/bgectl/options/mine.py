@@ -9,10 +9,18 @@ from typing import Annotated, ClassVar
 from pydantic import Field, field_validator
 
 from bgectl.options.base import Flag
-from bgectl.options.common import DeviceOptions, EmbedderOptions, HubOptions, InputFile, OutputFile
+from bgectl.options.common import (
+    DeviceOptions,
+    EmbedderOptions,
+    HubOptions,
+    HybridOptions,
+    InputFile,
+    OutputFile,
+    Score,
+)
 
 
-class MiningOptions(EmbedderOptions):
+class MiningOptions(EmbedderOptions, HybridOptions):
     """What is mined, and from what."""
 
     panel: ClassVar[str] = "Mining"
@@ -25,6 +33,8 @@ class MiningOptions(EmbedderOptions):
     """Ranks to draw from, counted from 0, the end not included: `2-200` leaves out the two best matches."""
     negative_number: Annotated[int, Flag("-n")] = Field(15, ge=1)
     """Negatives for each row."""
+    score: Score = "dense"
+    """What the pool is ranked by; all but dense need a model with the heads of M3, and take longer."""
     candidate_pool: Path | None = None
     """File of `{"text": …}` lines (a `title` is put in front) to mine from. Default: all pos and neg of the input."""
     search_batch_size: int = Field(64, ge=1)

@@ -37,6 +37,11 @@ def project_values(model: str) -> dict[str, dict[str, Any]]:
             "knowledge_distillation": True, "train_group_size": None, "query_max_len": None, "passage_max_len": None,
             "learning_rate": None, "num_train_epochs": None, "per_device_train_batch_size": None,
         },
+        "train m3": {
+            "model_name_or_path": "BAAI/bge-m3", "train_data": ["scored.jsonl"], "output_dir": f"{OUTPUT}-m3",
+            "knowledge_distillation": True, "kd_loss_type": "m3_kd_loss", "use_self_distill": True,
+            "same_dataset_within_batch": True,
+        },
         "eval": {"model_name_or_path": [model, OUTPUT], "eval_data": "eval"},
     }  # fmt: skip
 

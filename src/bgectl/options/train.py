@@ -106,8 +106,6 @@ class LossOptions(Options):
     """Loss of the distillation."""
     mask_duplicates: bool = True
     """Leave a passage out of a query's negatives when it is one of the query's own positives."""
-    negatives_cross_device: bool = False
-    """With several processes: the passages of all of them are negatives, with the exact gradient."""
     false_negative_margin: float | None = Field(None, ge=0)
     """Leave in-batch passages out that are more similar to the query than its positive, by more than this."""
     use_mrl: bool = False
@@ -321,6 +319,98 @@ class TrainOptions(
             raise ValueError("--fsdp trains in float32 or, with --bf16, in bfloat16")
         return self
 
+    @property
+    def cross_device(self) -> Literal["dense", "all"] | None:
+        """Which scores take the passages of all processes as candidates."""
+        raise NotImplementedError
 
-class TrainBaseOptions(TrainOptions):
+    @property
+    def heads(self) -> bool:
+        """Whether sparse and ColBERT heads are trained too."""
+        return False
+
+
+class CrossDeviceOptions(Options):
+    """Candidates of other processes."""
+
+    panel: ClassVar[str] = "Loss"
+
+    negatives_cross_device: bool = False
+    """With several processes: the passages of all of them are negatives, with the exact gradient."""
+
+
+class TrainBaseOptions(TrainOptions, CrossDeviceOptions):
     """Options of `bgectl train base`."""
+
+    @property
+    def cross_device(self) -> Literal["dense", "all"] | None:
+        """See `TrainOptions`."""
+        return "all" if self.negatives_cross_device else None
+
+
+class HeadOptions(Options):
+    """The three heads of an M3 model."""
+
+    panel: ClassVar[str] = "Heads"
+
+    unified_finetuning: bool = True
+    """Train dense, sparse and ColBERT together; without it the dense vector alone, and no other head is saved."""
+    colbert_dim: int = -1
+    """Size of the ColBERT vectors of a new head; -1 is the hidden size."""
+    fix_encoder: bool = False
+    """Train the sparse and the ColBERT head alone; the encoder stays as it is."""
+    use_self_distill: bool = False
+    """Each head also learns from the sum of all."""
+    self_distill_start_step: int = Field(-1, ge=-1)
+    """Learn from the sum once more than this many steps were taken; -1 is from the start."""
+
+    @field_validator("colbert_dim")
+    @classmethod
+    def _size(cls, size: int) -> int:
+        if size != -1 and size < 1:
+            raise ValueError("is a number of dimensions, or -1 for the hidden size")
+        return size
+
+
+class HeadsCrossDeviceOptions(Options):
+    """Candidates of other processes, by score."""
+
+    panel: ClassVar[str] = "Loss"
+
+    negatives_cross_device: Annotated[Literal["dense", "all"] | None, Flag(bare="dense")] = None
+    """With several processes: the passages of all of them are negatives, of the dense scores (`dense`, also where no
+    value is given) or of all scores (`all`), with the exact gradient."""
+
+    @field_validator("negatives_cross_device", mode="before")
+    @classmethod
+    def _switch(cls, given: Any) -> Any:
+        word = str(given).lower()
+        return "dense" if word in ("true", "yes", "on", "1") else None if word in ("false", "no", "off", "0") else given
+
+
+class TrainM3Options(HeadOptions, TrainOptions, HeadsCrossDeviceOptions):
+    """Options of `bgectl train m3`."""
+
+    @model_validator(mode="after")
+    def _heads(self) -> Any:
+        if not self.unified_finetuning:
+            asked = [
+                f"--{name.replace('_', '-')}" for name, off in (
+                    ("fix_encoder", False), ("use_self_distill", False), ("colbert_dim", -1),
+                ) if getattr(self, name) != off
+            ]  # fmt: skip
+            if asked:
+                raise ValueError(f"{' and '.join(asked)} needs --unified-finetuning")
+            if self.negatives_cross_device == "all":
+                raise ValueError("--negatives-cross-device all needs --unified-finetuning; `dense` is all there is")
+        return self
+
+    @property
+    def cross_device(self) -> Literal["dense", "all"] | None:
+        """See `TrainOptions`."""
+        return self.negatives_cross_device
+
+    @property
+    def heads(self) -> bool:
+        """See `TrainOptions`."""
+        return self.unified_finetuning

@@ -88,25 +88,27 @@ class Collator:
         """Tensors of one step.
 
         Returns:
-            `pieces`: dicts of `input_ids` and `attention_mask`; `order`: (T',) where text t stands in the pieces'
-            concatenation, T' = B + N, queries first; `group_size`; `passage_ids` (N,), `positive_ids` (B, P) and
-            `own_only` (B,), see `blocked_candidates`; `teacher` (B, G) or None; `places`: where the rows stand;
-            `tokens`: how many tokens are not padding.
+            `pieces`: dicts of `input_ids` and `attention_mask`; `lengths`: the tokens of each text of the pieces;
+            `order`: (T',) where text t stands in the pieces' concatenation, T' = B + N, queries first; `group_size`;
+            `passage_ids` (N,), `positive_ids` (B, P) and `own_only` (B,), see `blocked_candidates`; `teacher` (B, G) or
+            None; `places`: where the rows stand; `tokens`: how many tokens are not padding.
         """
         groups = [item.group for item in drawn]
         distinct, passage_index = _distinct([text for group in groups for text in group.passages])
         queries, _ = tokenize(self.tokenizer, [group.query for group in groups], self.query_max_len)
         passages, _ = tokenize(self.tokenizer, distinct, self.passage_max_len)
-        pieces, place_of = self._pieces(queries + passages)
+        texts = queries + passages
+        pieces, place_of = self._pieces(texts)
         text_index = torch.cat([torch.arange(len(groups)), torch.tensor(passage_index) + len(groups)])
         return {
             "pieces": pieces,
+            "lengths": [len(texts[index]) for index in place_of.argsort().tolist()],
             "order": place_of[text_index],
             "group_size": len(groups[0].passages),
             **candidate_ids(groups),
             "teacher": teacher_scores(groups) if self.distill else None,
             "places": [item.place for item in drawn],
-            "tokens": sum(len(ids) for ids in queries) + sum(len(ids) for ids in passages),
+            "tokens": sum(map(len, texts)),
         }
 
     def _pieces(self, texts: list[list[int]]) -> tuple[list[dict[str, Tensor]], Tensor]:

@@ -18,7 +18,8 @@ from bgectl.errors import UsageError
 from bgectl.models.encoder import Encoder, load_backbone, load_tokenizer, position_limit
 from bgectl.models.facts import EmbedderFacts, embedder_facts
 from bgectl.models.hub import Hub
-from bgectl.options.train import TrainOptions
+from bgectl.models.m3 import with_heads
+from bgectl.options.train import TrainM3Options, TrainOptions
 
 
 def load_model(options: TrainOptions, collection: Collection) -> tuple[Encoder, PreTrainedTokenizerBase, EmbedderFacts]:
@@ -55,7 +56,12 @@ def load_model(options: TrainOptions, collection: Collection) -> tuple[Encoder, 
     if options.torch_compile:
         # Pieces are of all lengths; in place, so that the weights keep their names.
         backbone.compile(dynamic=True)
-    return Encoder(backbone, facts.pooling), tokenizer, facts
+    encoder = Encoder(backbone, facts.pooling)
+    if isinstance(options, TrainM3Options) and options.heads:
+        encoder = with_heads(encoder, name, tokenizer, hub, colbert_dim=options.colbert_dim, new=True)
+        if options.fix_encoder:
+            backbone.requires_grad_(False)
+    return encoder, tokenizer, facts
 
 
 def recompute_activations(backbone: Any) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,9 @@ from transformers import TrainerCallback
 from bgectl import console
 from bgectl.distributed import gather_objects, largest, rank, wait
 from bgectl.train.checkpoints import finish
+
+PARTS = ("dense", "sparse", "colbert", "ensemble")
+"""Heads whose losses and accuracies the log has beside the whole, where the model has them."""
 
 
 class Progress(TrainerCallback):
@@ -70,12 +73,16 @@ class Progress(TrainerCallback):
             stream.write(orjson.dumps(entry, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
         if "loss" not in logs:
             return
+        heads = [f"{name} {logs[key]:.3f}" for name in PARTS if (key := f"loss_{name}") in logs]
+        parts = f" ({', '.join(heads)})" if heads else ""
         speed = f"{examples / seconds:,.1f} examples/s  {tokens / seconds:,.0f} tokens/s"
         if self.bar:
-            self.bar.update(self.task, note=f" loss {logs['loss']:.4f}  {speed}")
+            self.bar.update(self.task, note=f" loss {logs['loss']:.4f}{parts}  {speed}")
         else:
             rate = logs.get("learning_rate", 0.0)
-            console.info(f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  lr {rate:.2e}  {speed}")
+            console.info(
+                f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}{parts}  lr {rate:.2e}  {speed}"
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()
@@ -85,6 +92,43 @@ class Progress(TrainerCallback):
         if self.bar:
             self.bar.stop()
             self.bar = None
+
+
+class Collapse(TrainerCallback):
+    """Warns, once for each head, when a head has stopped to tell passages apart: the sum of the losses hides it.
+
+    Args:
+        examples: Returns the queries seen so far by this process.
+    """
+
+    ENOUGH = 64
+    """Queries, in two entries of the log, by which a head is judged."""
+
+    def __init__(self, examples: Callable[[], int]) -> None:
+        self.examples = examples
+        self.before: list[tuple[int, dict[str, Any]]] = []
+        self.told: set[str] = set()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not logs or "chance" not in logs:
+            return
+        now = (self.examples(), logs)
+        first = self.before[-2][0] if len(self.before) > 1 else 0
+        if self.before and now[0] - first >= self.ENOUGH:
+            for head, problem in self._problems([self.before[-1][1], logs]):
+                if head not in self.told:
+                    self.told.add(head)
+                    console.warn(f"step {state.global_step}: the {head} head {problem}")
+        self.before = [*self.before[-1:], now]
+
+    @staticmethod
+    def _problems(entries: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+        if all(entry["sparse_tokens"] == 0 for entry in entries):
+            yield "sparse", "gives every token weight 0, from where it cannot come back; lower --learning-rate"
+        for head in PARTS[:3]:
+            # Ties are no hits, so that a head that finds all passages alike has none.
+            if all(entry[f"accuracy_{head}"] <= entry["chance"] for entry in entries):
+                yield head, "finds the positive no more often than chance would; a lower --learning-rate may help"
 
 
 class Stopping(TrainerCallback):
@@ -260,21 +304,29 @@ def mean_loss(history: Sequence[dict[str, Any]]) -> float | None:
 
 
 def draw_curves(history: Sequence[dict[str, Any]], picture: Path, metric: str | None) -> None:
-    """Loss and learning rate over the steps, and the held-out measure where there is one, into a picture."""
+    """Losses and learning rate over the steps, and the held-out measure where there is one, into a picture."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    rates = [(entry["step"], entry["learning_rate"]) for entry in history if "learning_rate" in entry]
-    key = f"eval_{metric}"
-    measured = [(entry["step"], entry[key]) for entry in history if key in entry]
-    series = [("loss", losses), ("learning rate", rates)] + ([(metric or "", measured)] if measured else [])
-    figure, axes = pyplot.subplots(len(series), 1, figsize=(8, 2.4 * len(series)), sharex=True, squeeze=False)
-    for axis, (name, points) in zip(axes[:, 0], series, strict=True):
-        axis.plot([step for step, _ in points], [value for _, value in points], marker="o" if len(points) < 30 else "")
-        axis.set_ylabel(name)
+    def points(key: str) -> list[tuple[int, float]]:
+        return [(entry["step"], entry[key]) for entry in history if key in entry]
+
+    # Each panel: its label, and its lines by name.
+    panels = [("loss", {"all": points("loss")} | {name: points(f"loss_{name}") for name in PARTS})]
+    panels.append(("positive first", {name: points(f"accuracy_{name}") for name in PARTS}))
+    panels.append(("learning rate", {"": points("learning_rate")}))
+    panels.append((metric or "", {"": points(f"eval_{metric}")}))
+    shown = [(label, {name: line for name, line in lines.items() if line}) for label, lines in panels]
+    shown = [(label, lines) for label, lines in shown if lines]
+    figure, axes = pyplot.subplots(len(shown), 1, figsize=(8, 2.4 * len(shown)), sharex=True, squeeze=False)
+    for axis, (label, lines) in zip(axes[:, 0], shown, strict=True):
+        for name, line in lines.items():
+            axis.plot(*zip(*line, strict=True), marker="o" if len(line) < 30 else "", label=name)
+        if len(lines) > 1:
+            axis.legend(fontsize="small")
+        axis.set_ylabel(label)
         axis.grid(alpha=0.3)
     axes[-1, 0].set_xlabel("step")
     figure.tight_layout()

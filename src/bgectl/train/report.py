@@ -143,7 +143,7 @@ def estimate_memory(steps: Sequence[dict[str, Any]], encoder: Encoder, options: 
     chosen = max(steps, key=lambda step: (max if cached else sum)(map(held, step["pieces"])))
     activations = [held(piece) for piece in chosen["pieces"]]
     queries = len(chosen["places"])
-    candidates = queries * chosen["group_size"] * (world if options.negatives_cross_device else 1)
+    candidates = queries * chosen["group_size"] * (world if options.cross_device else 1)
     vectors = (queries + candidates) * encoder.dimension * 4
     return Memory(
         weights=(4 * count + half) // (world if stage == 3 else 1),
@@ -194,7 +194,7 @@ def saved_bytes(encoder: Encoder, length: int, options: TrainOptions) -> int:
         torch.autocast(device.type, dtype=half, enabled=options.bf16 or options.fp16),
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
     ):
-        held = encoder(ids, torch.ones_like(ids))
+        held = encoder.outputs(ids, torch.ones_like(ids))
     del held
     encoder.train(was_training)
     torch.set_rng_state(state)

@@ -1,4 +1,4 @@
-"""`bgectl train base`, from options to a folder."""
+"""`bgectl train base` and `train m3`, from options to a folder."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ from bgectl.distributed import gather_objects
 from bgectl.encode import embedder_over
 from bgectl.errors import DataError, Interrupted, RunError, UsageError
 from bgectl.evaluate.judged import Judged, load_judged
-from bgectl.evaluate.measure import evaluate_embedder
+from bgectl.evaluate.measure import evaluate_embedder, evaluate_heads
+from bgectl.heads import SCORES
 from bgectl.launch import Place, place
 from bgectl.losses.embedding import EmbeddingLoss
+from bgectl.losses.unified import UnifiedLoss
 from bgectl.models.encoder import Encoder, quiet_libraries, save_embedder
 from bgectl.models.facts import EmbedderFacts
-from bgectl.options.train import TrainBaseOptions, TrainOptions
+from bgectl.models.m3 import apart, save_heads
+from bgectl.options.train import TrainM3Options, TrainOptions
 from bgectl.train.arguments import check_machine, check_trainer_names, training_arguments
 from bgectl.train.batches import BatchPlan
 from bgectl.train.card import model_card
@@ -53,7 +56,8 @@ from bgectl.train.model import (
     prompts_of,
     query_instruction,
 )
-from bgectl.train.monitor import Checkpoints, HeldOut, Progress, draw_curves, mean_loss, rewind_log
+from bgectl.train.monitor import Checkpoints, Collapse, HeldOut, Progress, draw_curves, mean_loss, rewind_log
+from bgectl.train.objective import DenseObjective, M3Objective, Objective
 from bgectl.train.report import caches, report, show_dry_run
 from bgectl.train.trainer import EmbedderTrainer, FromRoot, StepModel
 
@@ -74,12 +78,15 @@ class Model:
     lengths: tuple[int, int]
     """Tokens of a query and of a passage."""
 
-    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-        """Write the folder; the weights are `state` where they do not lie in this process."""
-        save_embedder(folder, self.encoder.backbone, self.tokenizer, self.facts, state=state)
+    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write the folder with these weights; see `EmbedderTrainer.weights`."""
+        backbone, heads = apart(state)
+        save_embedder(folder, self.encoder.backbone, self.tokenizer, self.facts, state=backbone)
+        if heads:
+            save_heads(folder, heads)
 
 
-def run(options: TrainBaseOptions) -> None:
+def run(options: TrainOptions) -> None:
     """Train, and leave a folder that sentence-transformers, transformers and FlagEmbedding open.
 
     Raises:
@@ -191,20 +198,12 @@ def build_trainer(
     """Everything the loop needs, put together, and brought to where the checkpoint was."""
     arguments = training_arguments(options)
     agree(plan, arguments)
-    loss = EmbeddingLoss(
-        options.temperature,
-        options.normalize_embeddings,
-        options.kd_loss_type if options.knowledge_distillation else None,
-        matryoshka_dims(options, model.encoder.dimension),
-        options.false_negative_margin,
-    )
     try:
         trainer = EmbedderTrainer(
             StepModel(model.encoder), arguments, groups=groups, plan=plan,
-            collator=collator_of(options, model, arguments.device.type == "cpu"), loss=loss, save_to=model.save,
-            cached=caches(options), cross_device=options.negatives_cross_device,
-            mask_duplicates=options.mask_duplicates, layer_decay=options.layerwise_lr_decay,
-            fsdp=options.fsdp,
+            collator=collator_of(options, model, arguments.device.type == "cpu"),
+            objective=objective_of(options, model.encoder), save_to=model.save, cached=caches(options),
+            layer_decay=options.layerwise_lr_decay, fsdp=options.fsdp,
         )  # fmt: skip
     except (RuntimeError, ImportError, ValueError) as problem:
         if any(words in str(problem) for words in ("is not installed", "requires", "is not supported")):
@@ -232,9 +231,29 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.progress = Progress(options.output_dir / LOG, lambda: (trainer.examples_seen, trainer.tokens_seen))
     trainer.checkpoints = Checkpoints(state, options.save_total_limit)
-    for callback in (trainer.progress, trainer.checkpoints, trainer.stopping):
+    collapse = Collapse(lambda: trainer.examples_seen)
+    for callback in (trainer.progress, collapse, trainer.checkpoints, trainer.stopping):
         trainer.add_callback(callback)
     return trainer, held_out
+
+
+def objective_of(options: TrainOptions, encoder: Encoder) -> Objective:
+    """The loss of a step."""
+    distillation = options.kd_loss_type if options.knowledge_distillation else None
+    dense = EmbeddingLoss(
+        options.temperature,
+        options.normalize_embeddings,
+        distillation,
+        matryoshka_dims(options, encoder.dimension),
+        options.false_negative_margin,
+    )
+    if not isinstance(options, TrainM3Options) or not options.heads:
+        return DenseObjective(dense, options.cross_device is not None, options.mask_duplicates)
+    margin = None if options.false_negative_margin is None else options.false_negative_margin / options.temperature
+    return M3Objective(
+        dense, UnifiedLoss(distillation, margin), options.cross_device, options.mask_duplicates,
+        options.self_distill_start_step if options.use_self_distill else None,
+    )  # fmt: skip
 
 
 def identity_of(options: TrainOptions, plan: BatchPlan) -> dict[str, Any]:
@@ -274,7 +293,11 @@ def held_out_of(
         scoring = embedder_over(encoder, model.tokenizer, model.facts, spoken, *model.lengths)
         model.encoder.eval()
         try:
-            return evaluate_embedder(judged, scoring).means
+            if not options.heads:
+                return evaluate_embedder(judged, scoring).means
+            kinds = evaluate_heads(judged, scoring, SCORES)
+            # The sum of all is what decides.
+            return kinds["hybrid"].means | {f"{METRIC} {kind}": kinds[kind].means[METRIC] for kind in SCORES[:3]}
         finally:
             model.encoder.train()
 

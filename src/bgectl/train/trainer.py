@@ -15,21 +15,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from bgectl.distributed import gather, gather_with_gradient, largest, rank
+from bgectl.distributed import gather, largest, world
 from bgectl.errors import RunError
-from bgectl.gradcache import cached_backward
-from bgectl.losses.candidates import blocked_candidates
-from bgectl.losses.embedding import EmbeddingLoss
-from bgectl.models.encoder import Encoder, load_backbone
-from bgectl.models.hub import Hub
+from bgectl.gradcache import cached_backward, joined
+from bgectl.models.encoder import Encoder
 from bgectl.train.batches import BatchPlan
 from bgectl.train.collate import AsArrays, Collator, Drawn, Groups, as_tensors
 from bgectl.train.model import learning_rates
 from bgectl.train.monitor import Stopping
+from bgectl.train.objective import Objective
 from bgectl.train.shard import Sharded, load_optimizer, save_optimizer, shard, whole_weights
 
-BACKBONE = "encoder.backbone."
-"""What stands before the names of the backbone's weights in a `StepModel`."""
+ENCODER, BACKBONE = "encoder.", "backbone."
+"""What stands before the names of the encoder's weights in a `StepModel`, and of the backbone's in an encoder."""
 
 
 class StepModel(nn.Module):
@@ -41,9 +39,9 @@ class StepModel(nn.Module):
         # transformers looks here for the sizes that DeepSpeed's `auto` values are made of.
         self.config = encoder.backbone.config
 
-    def forward(self, pieces: list[dict[str, Tensor]]) -> Tensor:
-        """The vectors of all pieces, (ΣN, D), in the pieces' order."""
-        return torch.cat([self.encoder(**piece) for piece in pieces])
+    def forward(self, pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What the encoder gives for all pieces, in their order; see `Encoder.outputs`."""
+        return joined([self.encoder.outputs(**piece) for piece in pieces])
 
 
 class FromRoot(nn.Module):
@@ -55,41 +53,20 @@ class FromRoot(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, L) ids and mask → (N, D)."""
+        return self.outputs(input_ids, attention_mask)["dense"]
+
+    def outputs(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """See `Encoder.outputs`."""
         # Weights gathered in inference mode could not be trained afterwards.
         with torch.inference_mode(False), torch.no_grad():
             piece = {"input_ids": input_ids.clone(), "attention_mask": attention_mask.clone()}
-            vectors: Tensor = self.model([piece])
-            return vectors
+            given: dict[str, Tensor] = self.model([piece])
+            return given
 
     @property
     def dimension(self) -> int:
         """D."""
         return self.model.encoder.dimension
-
-
-def step_loss(
-    loss: EmbeddingLoss, vectors: Tensor, step: Mapping[str, Any], *, cross_device: bool, mask_duplicates: bool
-) -> Tensor:
-    """The loss of this process's queries in a step, a scalar.
-
-    Args:
-        loss: The loss of vectors.
-        vectors: Of the step's pieces, (ΣN, D).
-        step: What the collator says of the step.
-        cross_device: Take the passages of all processes as candidates; all processes call this together then.
-        mask_duplicates: Block candidates that are a positive of the query.
-    """
-    texts = vectors[step["order"]]
-    queries = len(step["own_only"])
-    passages, ids, first = texts[queries:], step["passage_ids"], 0
-    if cross_device:
-        passages, ids, first = gather_with_gradient(passages), gather(ids), rank() * queries
-    blocked = blocked_candidates(
-        ids, step["positive_ids"], step["own_only"], step["group_size"], first=first, mask_duplicates=mask_duplicates
-    )
-    return loss(
-        texts[:queries], passages, step["group_size"], blocked_BN=blocked, teacher_BG=step["teacher"], first=first
-    )
 
 
 class PlannedLoader(DataLoader[Drawn]):
@@ -138,11 +115,9 @@ class EmbedderTrainer(Trainer):
         groups: Rows to groups.
         plan: Which rows make up which step.
         collator: Groups to tensors.
-        loss: Vectors to the loss.
+        objective: What the model gives to the loss.
         save_to: Writes the model into a folder, given its weights.
         cached: Hold the activations of one piece at a time (gradient caching).
-        cross_device: Take the passages of all processes as candidates.
-        mask_duplicates: Block candidates that are a positive of the query.
         layer_decay: See `learning_rates`.
         fsdp: Cut the model over the processes.
     """
@@ -155,11 +130,9 @@ class EmbedderTrainer(Trainer):
         groups: Groups,
         plan: BatchPlan,
         collator: Collator,
-        loss: EmbeddingLoss,
-        save_to: Callable[[Path, Mapping[str, Tensor] | None], None],
+        objective: Objective,
+        save_to: Callable[[Path, Mapping[str, Tensor]], None],
         cached: bool = False,
-        cross_device: bool = False,
-        mask_duplicates: bool = True,
         layer_decay: float = 1.0,
         fsdp: bool = False,
     ) -> None:
@@ -167,11 +140,11 @@ class EmbedderTrainer(Trainer):
         # Accumulated steps are averaged: our loss is a mean over queries, not a sum over tokens.
         self.model_accepts_loss_kwargs = False
         self.plan = plan
-        self.loss = loss
+        self.objective = objective
+        self.shown: dict[str, Tensor] = {}
+        self.shown_steps = 0
         self.save_to = save_to
         self.cached = cached
-        self.cross_device = cross_device
-        self.mask_duplicates = mask_duplicates
         self.examples_seen = 0
         self.tokens_seen = 0
         self.layer_decay = layer_decay
@@ -231,12 +204,12 @@ class EmbedderTrainer(Trainer):
         # Fewer than the option at the end of an epoch.
         accumulated = self.current_gradient_accumulation_steps
 
-        def encode(chosen: list[dict[str, Tensor]]) -> Tensor:
+        def encode(chosen: list[dict[str, Tensor]]) -> dict[str, Tensor]:
             with self.compute_loss_context_manager():
                 return model(chosen)
 
-        def loss_of(vectors: Tensor) -> Tensor:
-            return self._loss_of(vectors, inputs) / accumulated
+        def loss_of(outputs: dict[str, Tensor]) -> Tensor:
+            return self._loss_of(outputs, inputs) / accumulated
 
         if self.cached:
             return cached_backward(
@@ -294,10 +267,10 @@ class EmbedderTrainer(Trainer):
             with self.accelerator.no_sync(model):
                 yield
 
-    def _loss_of(self, vectors: Tensor, inputs: dict[str, Any]) -> Tensor:
-        loss = step_loss(
-            self.loss, vectors, inputs, cross_device=self.cross_device, mask_duplicates=self.mask_duplicates
-        )
+    def _loss_of(self, outputs: dict[str, Tensor], inputs: dict[str, Any]) -> Tensor:
+        loss, shown = self.objective(outputs, inputs, self.state.global_step)
+        self.shown = {name: self.shown.get(name, 0) + value for name, value in shown.items()}
+        self.shown_steps += 1
         if not torch.isfinite(loss):
             places = ", ".join(inputs["places"][:8]) + (", …" if len(inputs["places"]) > 8 else "")
             raise RunError(
@@ -306,15 +279,28 @@ class EmbedderTrainer(Trainer):
             )
         return loss
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """transformers' log, and beside the loss what the objective shows, as the mean over steps and processes."""
+        if "loss" in logs and self.shown:
+            means = torch.stack(list(self.shown.values())).float() / self.shown_steps
+            means = gather(means.unsqueeze(0)).sum(dim=0) / world()
+            logs |= dict(zip(self.shown, means.tolist(), strict=True))
+            self.shown, self.shown_steps = {}, 0
+        super().log(logs, start_time)
+
     def weights(self) -> dict[str, Tensor]:
-        """The backbone's weights, whole, in every process that holds some; all processes call this."""
+        """The weights, whole, in every process that holds some; all processes call this.
+
+        The backbone's have the names they have in its files, the heads' those they have in the encoder.
+        """
         if not self.sharded:
-            return {name: tensor.detach() for name, tensor in self.model.encoder.backbone.state_dict().items()}
-        if self.fsdp:
+            state = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+        elif self.fsdp:
             state = whole_weights(self.model)
         else:
             state = self.accelerator.get_state_dict(self.model_wrapped) or {}
-        return {name.removeprefix(BACKBONE): tensor for name, tensor in state.items() if name.startswith(BACKBONE)}
+        named = {name.removeprefix(ENCODER): tensor for name, tensor in state.items() if name.startswith(ENCODER)}
+        return {name.removeprefix(BACKBONE): tensor for name, tensor in named.items()}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model so that it can be opened by others, checkpoints included."""
@@ -346,5 +332,4 @@ class EmbedderTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """A checkpoint's weights are named as the backbone's are, not as this Trainer's model names them."""
-        backbone = load_backbone(resume_from_checkpoint, Hub())
-        self.model.encoder.backbone.load_state_dict(backbone.state_dict())
+        self.model.encoder.load(Path(resume_from_checkpoint))
