@@ -10,7 +10,7 @@ from processes import run_distributed
 from bgectl.errors import DataError
 from bgectl.launch import place
 from bgectl.models.encoder import quiet_libraries
-from bgectl.options.train import TrainBaseOptions
+from bgectl.options.train import TrainBaseOptions, TrainM3Options
 from bgectl.train import run
 from bgectl.train.collate import Groups
 from bgectl.train.model import fit_lengths, load_model, prompts_of
@@ -32,9 +32,24 @@ CASES = {
 }  # fmt: skip
 
 
+HEADS = {
+    "all heads": {},
+    "pieces": {"sub_batch_tokens": 48},
+    "cached": {"sub_batch_tokens": 48, "gradient_cache": True},
+    "self-distilled, cached": {"use_self_distill": True, "sub_batch_size": 3},
+    "distilled twice, prefixes": {
+        "use_self_distill": True, "knowledge_distillation": True, "kd_loss_type": "m3_kd_loss", "use_mrl": True,
+        "mrl_dims": [8, 32],
+    },
+    "margin, small vectors": {"false_negative_margin": 0.0, "colbert_dim": 8},
+    "accumulated, cached": {"gradient_accumulation_steps": 2, "sub_batch_tokens": 48, "gradient_cache": True},
+}  # fmt: skip
+
+
 def step_of(rank, folder, model, world, dropout, case):
     """The change of the weights by one step of SGD with a learning rate of 1, which is the gradient."""
-    options = TrainBaseOptions.model_validate({
+    kind = TrainM3Options if "negatives_cross_device" in case else TrainBaseOptions
+    options = kind.model_validate({
         "model_name_or_path": model, "train_data": [folder / "rows.jsonl"], "output_dir": folder / "out",
         "train_group_size": 3, "per_device_train_batch_size": 12 // world, "query_max_len": 40, "passage_max_len": 60,
         "learning_rate": 1.0, "optim": "sgd", "max_grad_norm": 0.0, "warmup_steps": 0, "max_steps": 1, "save_steps": 0,
@@ -42,6 +57,7 @@ def step_of(rank, folder, model, world, dropout, case):
     })  # fmt: skip
     quiet_libraries()
     collection, plan = run.plan_batches(options, place(), folder / "unpacked")
+    torch.manual_seed(options.seed)
     encoder, tokenizer, facts = load_model(options, collection)
     encoder.double()
     for module in encoder.modules():
@@ -101,6 +117,30 @@ def test_as_one_process_with_the_joined_batch(world, rows, tmp_path, tiny_bert):
     assert difference(expected["in-batch"], expected["distilled"]) > 1e-3, "the cases are all the same"
     assert difference(expected["in-batch"], expected["prefixes"]) > 1e-3
     assert difference(expected["in-batch"], expected["margin"]) > 1e-3
+
+
+def test_all_heads_as_one_process_with_the_joined_batch(rows, tmp_path, tiny_xlmr):
+    cases = {name: {"negatives_cross_device": "all", **case} for name, case in HEADS.items()}
+    expected = {name: step_of(0, rows / "one", tiny_xlmr, 1, 0.0, case) for name, case in cases.items()}
+    ranks = run_distributed(steps_of, 2, tmp_path, rows, tiny_xlmr, 2, 0.0, cases)
+    for name, gradients in expected.items():
+        for head in ("sparse_linear.weight", "colbert_linear.weight", "backbone.embeddings.word_embeddings.weight"):
+            assert gradients[head].abs().max() > 1e-4, (name, head)
+        for rank in range(2):
+            assert difference(gradients, ranks[rank][name]) < 1e-6, (name, rank)
+    assert difference(expected["all heads"], expected["cached"]) < 1e-6
+    assert difference(expected["all heads"], expected["self-distilled, cached"]) > 1e-3
+
+
+def test_only_the_dense_scores_see_other_processes(rows, tmp_path, tiny_xlmr):
+    cases = {name: {"negatives_cross_device": name or None} for name in ("dense", "all", "")}
+    ranks = run_distributed(steps_of, 2, tmp_path, rows, tiny_xlmr, 2, 0.0, cases)
+    # The dense scores look at no head: what these learn from is their own process's passages either way.
+    sparse = {name: step["sparse_linear.weight"] for name, step in ranks[0].items()}
+    low = {name: step["backbone.embeddings.word_embeddings.weight"] for name, step in ranks[0].items()}
+    torch.testing.assert_close(sparse["dense"], sparse[""])
+    assert (sparse["all"] - sparse[""]).abs().max() > 1e-4
+    assert (low["dense"] - low[""]).abs().max() > 1e-4
 
 
 def test_caching_draws_the_same_dropout(rows, tmp_path, tiny_bert):

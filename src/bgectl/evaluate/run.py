@@ -104,9 +104,9 @@ def compare_with_first(results: list[Result]) -> list[tuple[Result, Result, Comp
     """Every model with the first by the same kind of score, and the first's own kinds with its first, in each measure
     of COMPARED: the baseline, what is compared with it, and how they differ.
     """
-    first = [result for result in results if result.model == results[0].model]
-    of_kind = {result.score: result for result in first[::-1]}
-    pairs = [(first[0], result) for result in first[1:] if result is not first[0]]
+    first = results[: len({result.score for result in results})]
+    of_kind = {result.score: result for result in first}
+    pairs = [(first[0], result) for result in first[1:]]
     pairs += [(of_kind[result.score], result) for result in results[len(first) :]]
     return [(base, other, compare(base.measures, other.measures, name)) for base, other in pairs for name in COMPARED]
 

@@ -27,13 +27,11 @@ def lexical_scores(queries: Tokens, query_ids_T: Tensor, passages: Tokens, passa
         passage_ids_T: The same.
     """
     vocabulary_V, columns = torch.unique(query_ids_T, return_inverse=True)
-    if not len(vocabulary_V):
-        return queries.values.new_zeros(len(queries.lengths), len(passages.lengths))
-    places = torch.searchsorted(vocabulary_V, passage_ids_T).clamp_(max=len(vocabulary_V) - 1)
-    shared = vocabulary_V[places] == passage_ids_T
+    shared = torch.isin(passage_ids_T, vocabulary_V)
+    places = torch.searchsorted(vocabulary_V, passage_ids_T[shared])
     query_BV = _strongest(queries.values, queries.owners, columns, len(queries.lengths), len(vocabulary_V))
     passage_UV = _strongest(
-        passages.values[shared], passages.owners[shared], places[shared], len(passages.lengths), len(vocabulary_V)
+        passages.values[shared], passages.owners[shared], places, len(passages.lengths), len(vocabulary_V)
     )
     return query_BV @ passage_UV.T
 

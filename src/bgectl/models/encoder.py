@@ -22,7 +22,11 @@ from bgectl import console
 from bgectl.errors import RunError
 from bgectl.models.facts import EmbedderFacts
 from bgectl.models.hub import Hub, check_model_name, unreachable
+from bgectl.models.lora import load_adapter
 from bgectl.models.pooling import pool
+
+ADAPTER = "adapter"
+"""Where the adapter alone lies in the folder of a merged model."""
 
 
 class Encoder(nn.Module):
@@ -32,6 +36,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
+        self.lora: Any = None
+        """The configuration of the backbone's adapters, where it has some."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, L) ids and mask → (N, D)."""
@@ -48,6 +54,9 @@ class Encoder(nn.Module):
 
     def load(self, folder: Path) -> None:
         """Take the weights of a folder that was saved from an encoder like this one."""
+        if self.lora is not None:
+            load_adapter(self.backbone, folder / ADAPTER)
+            return
         self.backbone.load_state_dict(load_backbone(str(folder), Hub()).state_dict())
 
     @property

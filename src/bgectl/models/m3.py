@@ -125,6 +125,7 @@ def with_heads(
     ids = [tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id]
     special = sorted({number for number in ids if isinstance(number, int)})
     made = M3Encoder(encoder.backbone, encoder.pooling, heads["sparse_linear"], heads["colbert_linear"], special)
+    made.lora = encoder.lora
     for head in HEADS:
         getattr(made, head).to(dtype)
     return made

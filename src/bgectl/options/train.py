@@ -330,6 +330,33 @@ class TrainOptions(
         return False
 
 
+class LoraOptions(Options):
+    """Low-rank adapters."""
+
+    panel: ClassVar[str] = "LoRA"
+
+    use_lora: bool = False
+    """Train low-rank adapters in place of the encoder's own weights. The folder holds the merged model, and beside it
+    the adapter alone in `adapter/`."""
+    lora_rank: int = Field(64, ge=1)
+    """Rank of the adapters."""
+    lora_alpha: float = Field(16, gt=0)
+    """What the adapters give counts alpha / rank."""
+    lora_dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout of what goes into the adapters."""
+    target_modules: Annotated[list[str], Flag(metavar="NAME...")] = Field(default_factory=list)
+    """Linear layers that get adapters, by the ends of their names. Default: all."""
+
+    @model_validator(mode="after")
+    def _lora(self) -> Any:
+        defaults = LoraOptions.model_construct()
+        names = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules")
+        changed = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) != getattr(defaults, name)]
+        if changed and not self.use_lora:
+            raise ValueError(f"{' and '.join(changed)} needs --use-lora")
+        return self
+
+
 class CrossDeviceOptions(Options):
     """Candidates of other processes."""
 
@@ -339,7 +366,7 @@ class CrossDeviceOptions(Options):
     """With several processes: the passages of all of them are negatives, with the exact gradient."""
 
 
-class TrainBaseOptions(TrainOptions, CrossDeviceOptions):
+class TrainBaseOptions(TrainOptions, CrossDeviceOptions, LoraOptions):
     """Options of `bgectl train base`."""
 
     @property
@@ -388,11 +415,13 @@ class HeadsCrossDeviceOptions(Options):
         return "dense" if word in ("true", "yes", "on", "1") else None if word in ("false", "no", "off", "0") else given
 
 
-class TrainM3Options(HeadOptions, TrainOptions, HeadsCrossDeviceOptions):
+class TrainM3Options(HeadOptions, TrainOptions, HeadsCrossDeviceOptions, LoraOptions):
     """Options of `bgectl train m3`."""
 
     @model_validator(mode="after")
     def _heads(self) -> Any:
+        if self.fix_encoder and self.use_lora:
+            raise ValueError("--fix-encoder and --use-lora exclude each other: one keeps the encoder, one trains it")
         if not self.unified_finetuning:
             asked = [
                 f"--{name.replace('_', '-')}" for name, off in (

@@ -147,7 +147,7 @@ def write_model(folder: Path, write: Callable[[Path], None]) -> list[str]:
     shutil.rmtree(beside, ignore_errors=True)
     try:
         write(beside)
-        for weights in beside.glob("*.safetensors"):
+        for weights in beside.rglob("*.safetensors"):
             weights.chmod(plain_mode())  # safetensors writes 0600
         entries = sorted(beside.iterdir(), key=lambda path: path.name == "config.json")
         for entry in entries:

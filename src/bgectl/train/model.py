@@ -18,8 +18,9 @@ from bgectl.errors import UsageError
 from bgectl.models.encoder import Encoder, load_backbone, load_tokenizer, position_limit
 from bgectl.models.facts import EmbedderFacts, embedder_facts
 from bgectl.models.hub import Hub
+from bgectl.models.lora import add_adapters
 from bgectl.models.m3 import with_heads
-from bgectl.options.train import TrainM3Options, TrainOptions
+from bgectl.options.train import TrainBaseOptions, TrainM3Options, TrainOptions
 
 
 def load_model(options: TrainOptions, collection: Collection) -> tuple[Encoder, PreTrainedTokenizerBase, EmbedderFacts]:
@@ -51,17 +52,34 @@ def load_model(options: TrainOptions, collection: Collection) -> tuple[Encoder, 
     )
     if options.fix_position_embedding:
         freeze_positions(backbone)
+    lora = adapters_of(options, backbone)
     if options.gradient_checkpointing:
         recompute_activations(backbone)
     if options.torch_compile:
         # Pieces are of all lengths; in place, so that the weights keep their names.
         backbone.compile(dynamic=True)
     encoder = Encoder(backbone, facts.pooling)
+    encoder.lora = lora
     if isinstance(options, TrainM3Options) and options.heads:
         encoder = with_heads(encoder, name, tokenizer, hub, colbert_dim=options.colbert_dim, new=True)
         if options.fix_encoder:
             backbone.requires_grad_(False)
     return encoder, tokenizer, facts
+
+
+def adapters_of(options: TrainOptions, backbone: Any) -> Any:
+    """The configuration of the adapters that are put into the backbone; None where its own weights are trained."""
+    if not isinstance(options, TrainBaseOptions | TrainM3Options) or not options.use_lora:
+        return None
+    lora = add_adapters(
+        backbone, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout,
+        targets=options.target_modules, base=options.model_name_or_path,
+    )  # fmt: skip
+    parameters = list(backbone.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in parameters)
+    console.info(f"LoRA: {trained:,} of {total:,} weights are trained ({trained / total:.1%})")
+    return lora
 
 
 def recompute_activations(backbone: Any) -> None:

@@ -30,8 +30,9 @@ from bgectl.heads import SCORES
 from bgectl.launch import Place, place
 from bgectl.losses.embedding import EmbeddingLoss
 from bgectl.losses.unified import UnifiedLoss
-from bgectl.models.encoder import Encoder, quiet_libraries, save_embedder
+from bgectl.models.encoder import ADAPTER, Encoder, quiet_libraries, save_embedder
 from bgectl.models.facts import EmbedderFacts
+from bgectl.models.lora import merged, save_adapter
 from bgectl.models.m3 import apart, save_heads
 from bgectl.options.train import TrainM3Options, TrainOptions
 from bgectl.train.arguments import check_machine, check_trainer_names, training_arguments
@@ -81,6 +82,9 @@ class Model:
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write the folder with these weights; see `EmbedderTrainer.weights`."""
         backbone, heads = apart(state)
+        if self.encoder.lora is not None:
+            save_adapter(folder / ADAPTER, backbone, self.encoder.lora)
+            backbone = merged(backbone, self.encoder.lora)
         save_embedder(folder, self.encoder.backbone, self.tokenizer, self.facts, state=backbone)
         if heads:
             save_heads(folder, heads)
