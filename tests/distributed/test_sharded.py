@@ -19,6 +19,16 @@ WAYS = {
 }  # fmt: skip
 
 
+CUT = ("plain", "fsdp", "stage 3")
+KINDS = {
+    "base": (["train", "base", "--negatives-cross-device"], tuple(WAYS)),
+    "heads": (["train", "m3", "--negatives-cross-device", "all", "--use-self-distill"], CUT),
+    "adapters": (
+        ["train", "base", "--negatives-cross-device", "--use-lora", "--lora-rank", 4, "--lora-dropout", 0.0], CUT,
+    ),
+}  # fmt: skip
+
+
 def train(rank, words):
     """The command in this process; returns its exit code and which share of the weights lies here."""
     seen = {}
@@ -63,15 +73,18 @@ def differs(one, other):
 
 
 @pytest.mark.slow
-def test_all_ways_take_the_same_steps(rows, tmp_path, without_dropout):
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_all_ways_take_the_same_steps(kind, rows, tmp_path, without_dropout):
     changes = {}
-    for name, way in WAYS.items():
+    command, ways = KINDS[kind]
+    for name in ways:
+        way = WAYS[name]
         if "--deepspeed" in way:
             pytest.importorskip("deepspeed")
         out = tmp_path / name.replace(" ", "")
         words = [
-            "train", "base", "-m", without_dropout, "-t", rows, "-o", out, "-b", 4, "--train-group-size", 3,
-            "--device", "cpu", "--negatives-cross-device", "--gradient-cache", "--sub-batch-tokens", 60,
+            *command, "-m", without_dropout, "-t", rows, "-o", out, "-b", 4, "--train-group-size", 3,
+            "--device", "cpu", "--gradient-cache", "--sub-batch-tokens", 60,
             "--gradient-accumulation-steps", 2, "--learning-rate", 1e-3, "--save-steps", 2, "--save-total-limit", 3,
             "--dataloader-num-workers", 0, "--temperature", 0.1, "--eval-data", rows, "--eval-steps", 2, *way,
         ]  # fmt: skip

@@ -15,6 +15,7 @@ from bgectl import console
 from bgectl.data.datasets import Collection
 from bgectl.errors import UsageError
 from bgectl.models.encoder import Encoder
+from bgectl.models.m3 import M3Encoder
 from bgectl.options.train import TrainOptions
 from bgectl.train.batches import BatchPlan, RowKey
 from bgectl.train.collate import Collator, Groups
@@ -151,10 +152,30 @@ def estimate_memory(steps: Sequence[dict[str, Any]], encoder: Encoder, options: 
         optimizer=int(state * trained) // (world if stage >= 1 else 1),
         activations=int(max(activations) if cached else sum(activations)),
         # Scores, their masks, the softmax and its gradient.
-        scores=4 * vectors + 4 * 4 * queries * candidates,
+        scores=4 * vectors + 4 * 4 * queries * candidates + head_bytes(chosen, encoder, options, world),
         tokens=sum(piece["input_ids"].numel() for piece in chosen["pieces"]),
         pieces=len(activations),
     )
+
+
+def head_bytes(step: dict[str, Any], encoder: Encoder, options: TrainOptions, world: int) -> int:
+    """What the sparse and the ColBERT head add to the scores of a step; 0 for an encoder without.
+
+    The vectors of all tokens, normalised, and their gradients; which token of each candidate was the best for each
+    query token; and the scores of four heads in place of one.
+    """
+    if not isinstance(encoder, M3Encoder):
+        return 0
+    queries = len(step["places"])
+    others = world if options.cross_device == "all" else 1
+    places = step["order"].tolist()
+    query_tokens = sum(step["lengths"][place] for place in places[:queries])
+    passages = set(places[queries:])
+    passage_tokens = others * sum(step["lengths"][place] for place in passages)
+    vectors = 4 * (query_tokens + passage_tokens) * encoder.colbert_linear.out_features
+    best = 4 * query_tokens * len(passages) * others
+    candidates = queries * step["group_size"] * others
+    return 3 * vectors + 2 * best + 3 * 4 * 4 * queries * candidates
 
 
 def caches(options: TrainOptions) -> bool:
