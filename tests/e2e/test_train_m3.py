@@ -69,6 +69,8 @@ def test_flagembedding_gives_the_same(size, train, tmp_path, tiny_words):
         expected = {token: float(weight) for token, weight in theirs["lexical_weights"][number].items()}
         assert lexical == pytest.approx(expected, abs=1e-5)
         np.testing.assert_allclose(vectors[number], theirs["colbert_vecs"][number], atol=1e-5)
+    card = (out / "README.md").read_text()
+    assert 'BGEM3FlagModel("out")' in card if size < 0 else f'BGEM3FlagModel("out", colbert_dim={size})' in card
     assert max(len(part) for part in weights) > 40
     assert sum(len(part) for part in theirs["lexical_weights"]) > 100
 

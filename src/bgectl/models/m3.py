@@ -176,6 +176,11 @@ def save_heads(folder: Path, state: Mapping[str, Tensor]) -> None:
         torch.save(own, folder / f"{head}.pt")
 
 
+def colbert_sizes(encoder: Encoder) -> tuple[int, int] | None:
+    """H and C; None for an encoder without heads."""
+    return (encoder.dimension, encoder.colbert_linear.out_features) if isinstance(encoder, M3Encoder) else None
+
+
 def apart(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights of the backbone and those of the heads."""
     heads = {name: weight for name, weight in state.items() if name.partition(".")[0] in HEADS}

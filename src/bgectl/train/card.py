@@ -21,6 +21,19 @@ scores = model.similarity(queries, passages)
 ```
 """
 
+HEADS_USAGE = """\
+The folder also holds a sparse and a ColBERT head, as BGE-M3 has them:
+
+```python
+from FlagEmbedding import BGEM3FlagModel
+
+model = BGEM3FlagModel("{folder}"{arguments})
+model.encode(["..."], return_dense=True, return_sparse=True, return_colbert_vecs=True)
+```
+
+`bgectl eval {folder} --score dense sparse colbert hybrid --eval-data DIR` measures each of them.
+"""
+
 
 def model_card(
     *,
@@ -35,6 +48,7 @@ def model_card(
     kept: str | None,
     steps: int,
     loss: float | None,
+    colbert: tuple[int, int] | None = None,
 ) -> str:
     """The text of README.md.
 
@@ -50,13 +64,16 @@ def model_card(
         kept: Which weights were saved, such as `step 400 of 600`.
         steps: Steps trained.
         loss: The mean loss.
+        colbert: Size of the hidden states and of the ColBERT vectors, where the model has the heads of M3.
     """
     lines = [_front_matter(base_model), f"# {folder.name}", ""]
     lines += [f"A text embedder fine-tuned from `{base_model}` with bgectl {__version__}.", ""]
     lines += ["| | |", "|-|-|", f"| Pooling | {facts.pooling} |"]
     lines += [f"| Normalised | {'yes' if facts.normalize else 'no'} |", f"| Tokens | {facts.max_length} |"]
     lines += [f"| Query prompt | {_code(facts.query_prompt)} |", f"| Passage prompt | {_code(facts.passage_prompt)} |"]
-    lines += ["", "## Use", "", _usage(folder, facts), "## Training data", ""]
+    lines += ["", "## Use", "", _usage(folder, facts)]
+    lines += [_heads_usage(folder, facts, *colbert)] if colbert else []
+    lines += ["## Training data", ""]
     lines += ["| dataset | rows | passages a query | queries a step | steps an epoch |", "|-|-:|-:|-:|-:|"]
     lines += [f"| {p.name} | {p.rows:,} | {p.group_size} | {p.batch_size} | {p.steps:,} |" for p in plan]
     lines += ["", "## Results", "", *_results(before, after, kept)]
@@ -87,6 +104,13 @@ def _usage(folder: Path, facts: EmbedderFacts) -> str:
         query_argument=', prompt_name="query"' if facts.query_prompt else "",
         passage_argument=', prompt_name="document"' if facts.passage_prompt else "",
     )
+
+
+def _heads_usage(folder: Path, facts: EmbedderFacts, hidden: int, colbert: int) -> str:
+    arguments = "" if facts.pooling == "cls" else f', pooling_method="{facts.pooling}"'
+    arguments += "" if facts.normalize else ", normalize_embeddings=False"
+    arguments += "" if colbert == hidden else f", colbert_dim={colbert}"
+    return HEADS_USAGE.format(folder=folder.name, arguments=arguments)
 
 
 def _results(before: Mapping[str, float] | None, after: Mapping[str, float] | None, kept: str | None) -> list[str]:

@@ -33,7 +33,7 @@ from bgectl.losses.unified import UnifiedLoss
 from bgectl.models.encoder import ADAPTER, Encoder, quiet_libraries, save_embedder
 from bgectl.models.facts import EmbedderFacts
 from bgectl.models.lora import merged, save_adapter
-from bgectl.models.m3 import apart, save_heads
+from bgectl.models.m3 import apart, colbert_sizes, save_heads
 from bgectl.options.train import TrainM3Options, TrainOptions
 from bgectl.train.arguments import check_machine, check_trainer_names, training_arguments
 from bgectl.train.batches import BatchPlan
@@ -410,6 +410,7 @@ def finish(
             kept=kept,
             steps=steps,
             loss=mean_loss(trainer.state.log_history),
+            colbert=colbert_sizes(model.encoder),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         versions = f"# bgectl {__version__}, transformers {transformers.__version__}, torch {torch.__version__}\n"
