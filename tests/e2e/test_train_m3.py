@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import shutil
 
 import numpy as np
@@ -372,3 +373,39 @@ def test_collapsed_heads_are_told_once(changed, said, capfd):
     warnings = [line for line in capfd.readouterr().err.splitlines() if "head" in line]
     assert len(warnings) == len(said)
     assert all(words in " ".join(warnings) for words in said)
+
+
+def test_command_of_the_reference_with_its_head_replaced(inside):
+    """FlagEmbedding's published command for bge-m3; a GPU is wanted where it trains."""
+    words = shlex.split("""
+        --model_name_or_path BAAI/bge-m3 --cache_dir ./cache/model --train_data ./data/retrieval ./data/sts/sts.jsonl
+        ./data/classification-no_in_batch_neg ./data/clustering-no_in_batch_neg --cache_path ./cache/data
+        --train_group_size 8 --query_max_len 512 --passage_max_len 512 --pad_to_multiple_of 8
+        --knowledge_distillation True --same_dataset_within_batch True --small_threshold 0 --drop_threshold 0
+        --output_dir ./out --overwrite_output_dir --learning_rate 1e-5 --fp16 --num_train_epochs 2
+        --per_device_train_batch_size 2 --dataloader_drop_last True --warmup_ratio 0.1 --gradient_checkpointing
+        --deepspeed ../ds_stage0.json --logging_steps 1 --save_steps 1000 --negatives_cross_device --temperature 0.02
+        --sentence_pooling_method cls --normalize_embeddings True --kd_loss_type m3_kd_loss --unified_finetuning True
+        --use_self_distill True --fix_encoder False --self_distill_start_step 0
+    """)
+    done = inside("train", "m3", *words, "--gpus", 2, "--print-config")
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split("  #")[0].split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    assert lines["negatives_cross_device"] == "dense"
+    assert lines["self_distill_start_step"] == "0"
+    assert lines["fix_encoder"] == "false"
+    assert lines["kd_loss_type"] == "m3_kd_loss"
+    assert lines["gpus"] == "2"
+
+
+def test_dry_run_counts_the_heads(train, tmp_path):
+    def scores(*words):
+        done = train("--dry-run", *words)
+        assert done.returncode == 0, done.stderr
+        line = next(line for line in done.stdout.splitlines() if line.split()[:1] == ["scores"])
+        return int(line.split()[1].replace(",", ""))
+
+    large = ["--colbert-dim", 40_000]
+    assert scores(*large) > scores() + 5
+    assert scores("--no-unified-finetuning") <= scores()
+    assert not (tmp_path / "out").exists()
