@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 
 from common import ROOT, Cost, make_rows, peers, run
 
@@ -68,8 +72,8 @@ def main() -> None:
                 if label != "bgectl" and 2 * 4 * batch * group * length * VOCABULARY > 16 * 2**30:
                     results.append({"label": label, "shape": (batch, group, length), "wall": None, "peak": None})
                     continue
-                started = cost(command, 1, arguments.rounds)
-                whole = cost(command, 1 + arguments.steps, arguments.rounds)
+                started = cost(command, 1, arguments.rounds, arguments.large)
+                whole = cost(command, 1 + arguments.steps, arguments.rounds, arguments.large)
                 seconds = (whole.wall - started.wall) / arguments.steps
                 results.append(
                     {"label": label, "shape": (batch, group, length), "step": seconds, "wall": whole.wall,
@@ -111,10 +115,37 @@ def commands(
     return found
 
 
-def cost(command: list[object], steps: int, rounds: int) -> Cost:
-    """The least of some rounds of a command with so many steps."""
-    runs = [run([*command, "--max_steps", steps]) for _ in range(rounds)]
+def cost(command: list[object], steps: int, rounds: int, gpu: bool) -> Cost:
+    """The least of some rounds of a command with so many steps; its peak is the GPU's where there is one."""
+    runs = []
+    for _ in range(rounds):
+        with GpuPeak() if gpu else nullcontext() as watch:
+            one = run([*command, "--max_steps", steps])
+        runs.append(replace(one, peak=watch.peak) if watch else one)
     return Cost(*(min(getattr(one, key) for one in runs) for key in ("wall", "cpu", "peak")))
+
+
+class GpuPeak(Thread):
+    """The most memory in use on the first GPU, in MiB, as nvidia-smi tells it five times a second."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+        self.done = Event()
+
+    def run(self) -> None:
+        """Ask until told to stop."""
+        words = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+        while not self.done.wait(0.2):
+            self.peak = max(self.peak, float(subprocess.run(words, capture_output=True, check=True).stdout))
+
+    def __enter__(self) -> GpuPeak:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.join()
 
 
 def show(results: list[dict], steps: int) -> None:

@@ -12,20 +12,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
 from bgectl import console
 from bgectl.data.prompts import Prompts, prefix_of
 from bgectl.errors import RunError, UsageError
+from bgectl.models.decoder import end_of, ended, is_decoder
 from bgectl.models.encoder import Encoder, load_backbone, load_tokenizer, position_limit, quiet_libraries
 from bgectl.models.facts import EmbedderFacts, embedder_facts
 from bgectl.models.hub import Hub
@@ -64,8 +60,10 @@ def weakest(devices: Sequence[torch.device]) -> torch.device:
     return next((device for device in devices if device.type == "cpu"), devices[0])
 
 
-def choose_dtype(name: str, device: torch.device, *, use_fp16: bool = False, use_bf16: bool = False) -> torch.dtype:
-    """The precision of the weights on a device; `auto` is float16 on a GPU and float32 on a CPU.
+def choose_dtype(
+    name: str, device: torch.device, *, use_fp16: bool = False, use_bf16: bool = False, half: str = "float16"
+) -> torch.dtype:
+    """The precision of the weights on a device; `auto` is `half` on a GPU and float32 on a CPU.
 
     Raises:
         UsageError: The flags contradict each other, or float16 is asked of a CPU.
@@ -74,7 +72,7 @@ def choose_dtype(name: str, device: torch.device, *, use_fp16: bool = False, use
     names = {name for name, on in asked.items() if on} | ({name} - {"auto"})
     if len(names) > 1:
         raise UsageError(f"{' and '.join(sorted(names))} exclude each other", where="--dtype")
-    chosen = names.pop() if names else ("float32" if device.type == "cpu" else "float16")
+    chosen = names.pop() if names else ("float32" if device.type == "cpu" else half)
     if chosen == "float16" and device.type == "cpu":
         raise UsageError("float16 does not run on a CPU", where="--dtype", hint="use float32 or bfloat16 there")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[chosen]
@@ -149,6 +147,8 @@ class Embedder:
     passage_max_length: int
     batch_tokens: int
     batch_size: int
+    end: int | None = None
+    """The id that each text is ended with; see `decoder.end_of`."""
     cut: int = 0
     """Texts cut to their length so far."""
 
@@ -194,7 +194,7 @@ class Embedder:
             )
 
     def _encode_chunk(self, texts: Sequence[str], max_length: int, out: Vectors, advance: console.Advance) -> None:
-        ids, cut = tokenize(self.tokenizer, texts, max_length)
+        ids, cut = tokenize(self.tokenizer, texts, max_length, self.end)
         self.cut += cut
         batches = plan_batches([len(text) for text in ids], self.batch_tokens, self.batch_size)
 
@@ -224,8 +224,17 @@ class Embedder:
             torch.cuda.empty_cache()
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
-    """Token ids of each text, cut to `max_length`, and how many texts were cut."""
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, end: int | None = None
+) -> tuple[list[list[int]], int]:
+    """Token ids of each text, cut to `max_length`, and how many texts were cut.
+
+    Args:
+        tokenizer: The model's.
+        texts: N texts.
+        max_length: Tokens of a text.
+        end: The id that each text is ended with; None leaves that to the tokenizer. See `decoder.end_of`.
+    """
     if not texts:
         return [], 0
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_overflowing_tokens=False,
@@ -233,7 +242,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_lengt
     ids: list[list[int]] = encoded["input_ids"]
     encodings = encoded.encodings
     cut = sum(1 for encoding in encodings if encoding.overflowing) if encodings else 0
-    return ids, cut
+    return [ended(text, end, max_length) for text in ids] if end is not None else ids, cut
 
 
 def load_embedder(
@@ -284,10 +293,14 @@ def load_embedder(
     quiet_libraries()
     hub = hub or Hub()
     chosen = choose_devices(devices)
-    precision = choose_dtype(dtype, weakest(chosen), use_fp16=use_fp16, use_bf16=use_bf16)
+    decoder = is_decoder(name, hub)
+    # float16 overflows in some decoders.
+    half = "bfloat16" if decoder else "float16"
+    precision = choose_dtype(dtype, weakest(chosen), use_fp16=use_fp16, use_bf16=use_bf16, half=half)
     facts = embedder_facts(
         name,
         hub,
+        default_pooling="last_token" if decoder else "cls",
         pooling=pooling,
         normalize=normalize,
         query_prompt=shown_prefix(query_format, query_instruction),
@@ -299,9 +312,8 @@ def load_embedder(
         facts.passage_prompt if passage_instruction is None else passage_instruction,
         passage_format,
     )
-    tokenizer = load_tokenizer(name, hub)
+    tokenizer = load_tokenizer(name, hub, decoder=decoder)
     backbone = load_backbone(name, hub, dtype=precision)
-    refuse_decoder(name, backbone.config)
     limit = position_limit(backbone.config)
     encoder = Encoder(backbone, facts.pooling)
     if heads:
@@ -312,7 +324,7 @@ def load_embedder(
     return Embedder(
         name, encoders, chosen, tokenizer, facts, prompts,
         min(query_max_length, limit or query_max_length), min(passage_max_length, limit or passage_max_length),
-        token_budget(batch_tokens, chosen[0]), batch_size,
+        token_budget(batch_tokens, chosen[0]), batch_size, end_of(tokenizer) if decoder else None,
     )  # fmt: skip
 
 
@@ -339,19 +351,3 @@ def shown_prefix(template: str, instruction: str | None) -> str | None:
 def _replica(encoder: Encoder, device: torch.device, *, last: bool) -> Encoder:
     """The encoder on a device; the last one takes the loaded weights themselves."""
     return (encoder if last else deepcopy(encoder)).to(device).eval()
-
-
-def refuse_decoder(name: str, config: Any) -> None:
-    """Decoder models need prompts, EOS and pooling of their own, which this version does not have.
-
-    Raises:
-        RunError: The model is a decoder or an encoder-decoder.
-    """
-    kind = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        raise RunError(f"is an encoder-decoder ({kind}); this version takes encoder embedders", where=name)
-    architectures = " ".join(getattr(config, "architectures", None) or [])
-    # Encoders such as BERT stand in both tables: each can be told to be a decoder.
-    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if causal or getattr(config, "is_decoder", False) or "CausalLM" in architectures:
-        raise RunError(f"is a decoder ({kind}); this version takes encoder embedders", where=name)

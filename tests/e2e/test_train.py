@@ -253,9 +253,10 @@ def test_best_step_is_kept(train, write_rows, toy_rows, tmp_path):
     rows = toy_rows(24)
     judged = write_rows([{key: row[key] for key in ("query", "pos", "neg")} for row in rows], "held.jsonl")
     words = ["--epochs", 6, "--learning-rate", 3e-3, "--temperature", 0.1, "--eval-data", judged, "--eval-steps", 6]
-    done = train(*words, "--save-steps", 0, data=write_rows(rows))
+    done = train(*words, "--save-steps", 0, "--logging-steps", 3, data=write_rows(rows))
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
+    assert [entry["step"] for entry in log_of(out) if "loss" in entry] == [1, *range(3, 37, 3)]
     measured = {entry["step"]: entry["eval_nDCG@10"] for entry in log_of(out) if "eval_nDCG@10" in entry}
     assert sorted(measured) == [0, 6, 12, 18, 24, 30, 36]
     best = max((step for step in measured if step), key=lambda step: (measured[step], -step))

@@ -167,6 +167,18 @@ def test_resumed_run_ends_with_the_same_bits(train, tmp_path):
         assert [entry.get(name) for entry in ours] == [entry.get(name) for entry in theirs], name
 
 
+@pytest.mark.parametrize("flags", [
+    ["--bf16"], ["--gradient-checkpointing"], ["--layerwise-lr-decay", 0.5], ["--use-mrl", "--mrl-dims", 8, 32],
+    ["--false-negative-margin", 0.1], ["--no-normalize-embeddings", "--temperature", 1], ["--use-lora", "--bf16"],
+], ids=lambda flags: " ".join(map(str, flags)))  # fmt: skip
+def test_options_train_all_heads(flags, train, tmp_path, tiny_xlmr):
+    done = train("--learning-rate", "0.01", *flags)
+    assert done.returncode == 0, done.stderr
+    before, after = load_file(f"{tiny_xlmr}/model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert any((before[name] - after[name]).abs().max() > 1e-3 for name in after)
+    assert head(tmp_path / "out", "sparse_linear")["weight"].abs().max() > 5e-3, "still as it started"
+
+
 def test_two_processes_as_typed(bgectl, tmp_path, tiny_xlmr, toy_rows, write_rows):
     done = bgectl(
         "train", "m3", "--model", tiny_xlmr, "--train-data", write_rows(toy_rows()), "--output-dir", tmp_path / "out",

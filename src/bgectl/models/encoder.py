@@ -65,8 +65,13 @@ class Encoder(nn.Module):
         return int(self.backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
 
-def load_tokenizer(name: str, hub: Hub) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, hub: Hub, *, decoder: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.
+
+    Args:
+        name: Folder or hub name.
+        hub: How to reach it.
+        decoder: Pad on the left, and where there is no padding token, by unk or else by eos.
 
     Raises:
         RunError: It cannot be found or read, or has no padding token.
@@ -76,6 +81,10 @@ def load_tokenizer(name: str, hub: Hub) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub.arguments())
     except (OSError, ValueError) as problem:
         raise unreachable(name, problem) from problem
+    if decoder:
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise RunError("the tokenizer has no padding token", where=name)
     return tokenizer
@@ -101,6 +110,8 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(config_name or name, **hub.arguments())
         extra: dict[str, Any] = {"add_pooling_layer": False} if _takes_pooler_flag(config) else {}
+        # A decoder would keep keys and values for tokens that never come.
+        config.use_cache = False
         if attention is not None:
             extra["attn_implementation"] = attention
         with warnings.catch_warnings():

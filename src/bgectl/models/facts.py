@@ -17,6 +17,8 @@ from bgectl.models.hub import Hub, model_file, read_json
 BGE_EN = "Represent this sentence for searching relevant passages: "
 BGE_ZH = "为这个句子生成表示以用于检索相关文章："
 
+WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
+
 KNOWN: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"bge-(small|base|large)-en(-v1\.5)?", {"pooling": "cls", "query_prompt": BGE_EN}),
     (r"bge-(small|base|large)-zh(-v1\.5)?", {"pooling": "cls", "query_prompt": BGE_ZH}),
@@ -24,6 +26,10 @@ KNOWN: tuple[tuple[str, dict[str, Any]], ...] = (
     (r"(multilingual-)?e5-(small|base|large)(-v2)?", {
         "pooling": "mean", "query_prompt": "query: ", "passage_prompt": "passage: ",
     }),
+    (r"bge-multilingual-gemma2", {
+        "pooling": "last_token", "query_prompt": f"<instruct>{WEB_SEARCH}.\n<query>",
+    }),
+    (r"e5-mistral-7b-instruct", {"pooling": "last_token", "query_prompt": f"Instruct: {WEB_SEARCH}\nQuery: "}),
     (r"all-(minilm-l\d+|mpnet-base)-v\d", {"pooling": "mean"}),
 )  # fmt: skip
 """What the authors of published models say of them, by the last part of the name, lower case."""
@@ -53,7 +59,7 @@ class EmbedderFacts:
         return self.sources.get(name, "default")
 
 
-def embedder_facts(name: str, hub: Hub, **given: Any) -> EmbedderFacts:
+def embedder_facts(name: str, hub: Hub, *, default_pooling: str = "cls", **given: Any) -> EmbedderFacts:
     """Gather the facts; what the user gave (values that are not None) wins over the files.
 
     Args:
@@ -64,7 +70,7 @@ def embedder_facts(name: str, hub: Hub, **given: Any) -> EmbedderFacts:
     Raises:
         RunError: The model cannot be reached, or has layers that would be left out.
     """
-    facts = EmbedderFacts()
+    facts = EmbedderFacts(pooling=default_pooling)
     facts = _with(facts, known_facts(name), "known for its name")
     facts = _with(facts, file_facts(name, hub), "model files")
     return _with(facts, {key: value for key, value in given.items() if value is not None}, "option")

@@ -39,7 +39,7 @@ class DeviceOptions(Options):
     devices: Device = Field(default_factory=list)
     """Devices to run on, such as `cuda:0 cuda:1`; each holds a copy of the model. Default: a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights; `auto` is float16 on a GPU and float32 on a CPU."""
+    """Precision of the weights; `auto` is float16 on a GPU, bfloat16 there for a decoder, and float32 on a CPU."""
     use_fp16: bool = False
     """The same as `--dtype float16`."""
     use_bf16: bool = False
@@ -100,7 +100,7 @@ class EmbedderOptions(PromptOptions):
 
     embedder_name_or_path: str
     """Name on the hub or folder of the embedder."""
-    embedder_model_class: Literal["encoder-only-base", "encoder-only-m3"] | None = None
+    embedder_model_class: Literal["encoder-only-base", "encoder-only-m3", "decoder-only-base"] | None = None
     """Kind of the embedder. Default: seen from its files."""
     pooling_method: Pooling | None = None
     """How token vectors become one. Default: seen from the model's files, else known for its name, else cls."""

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from bgectl import console
 from bgectl.data.datasets import Collection
 from bgectl.data.prompts import Prompts, prefix_of
-from bgectl.encode import refuse_decoder
-from bgectl.errors import UsageError
+from bgectl.errors import RunError, UsageError
+from bgectl.models.decoder import is_decoder
 from bgectl.models.encoder import Encoder, load_backbone, load_tokenizer, position_limit
 from bgectl.models.facts import EmbedderFacts, embedder_facts
 from bgectl.models.hub import Hub
@@ -27,6 +27,8 @@ def load_model(options: TrainOptions, collection: Collection) -> tuple[Encoder, 
     """The encoder in float32, its tokenizer, and what will be written beside the trained weights."""
     hub = Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code)
     name = options.model_name_or_path
+    if is_decoder(name, hub):
+        raise RunError("is a decoder; this version trains encoders", where=name)
     facts = embedder_facts(name, hub, pooling=options.sentence_pooling_method)
     console.info(f"{name}: {facts.describe()}")
     query, passage = saved_prompts(options, collection)
@@ -39,7 +41,6 @@ def load_model(options: TrainOptions, collection: Collection) -> tuple[Encoder, 
     backbone = load_backbone(
         name, hub, config_name=options.config_name, attention=options.attn_implementation
     )  # fmt: skip
-    refuse_decoder(name, backbone.config)
     limit = position_limit(backbone.config)
     longest = max(options.query_max_len, options.passage_max_len)
     facts = replace(

@@ -263,7 +263,10 @@ class HeldOut(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
+            # Logging the measures takes back that the loss of this step is to be logged too.
+            due = control.should_log
             self._take(state, f"step {state.global_step}")
+            control.should_log = due
 
     def _take(self, state: Any, label: str) -> None:
         measures = self.measure()
@@ -316,14 +319,18 @@ def draw_curves(history: Sequence[dict[str, Any]], picture: Path, metric: str | 
     # Each panel: its label, and its lines by name.
     panels = [("loss", {"all": points("loss")} | {name: points(f"loss_{name}") for name in PARTS})]
     panels.append(("positive first", {name: points(f"accuracy_{name}") for name in PARTS}))
-    panels.append(("learning rate", {"": points("learning_rate")}))
-    panels.append((metric or "", {"": points(f"eval_{metric}")}))
+    panels.append(("learning rate", {"all": points("learning_rate")}))
+    panels.append((metric or "", {"all": points(f"eval_{metric}")} | {
+        name: points(f"eval_{metric} {name}") for name in PARTS
+    }))  # fmt: skip
     shown = [(label, {name: line for name, line in lines.items() if line}) for label, lines in panels]
     shown = [(label, lines) for label, lines in shown if lines]
     figure, axes = pyplot.subplots(len(shown), 1, figsize=(8, 2.4 * len(shown)), sharex=True, squeeze=False)
     for axis, (label, lines) in zip(axes[:, 0], shown, strict=True):
         for name, line in lines.items():
-            axis.plot(*zip(*line, strict=True), marker="o" if len(line) < 30 else "", label=name)
+            # A head has one colour in all panels.
+            color = f"C{PARTS.index(name) + 1}" if name in PARTS else "C0"
+            axis.plot(*zip(*line, strict=True), marker="o" if len(line) < 30 else "", label=name, color=color)
         if len(lines) > 1:
             axis.legend(fontsize="small")
         axis.set_ylabel(label)
