@@ -314,6 +314,9 @@ def load_embedder(
     )
     tokenizer = load_tokenizer(name, hub, decoder=decoder)
     backbone = load_backbone(name, hub, dtype=precision)
+    if decoder:
+        # Else it keeps keys and values for tokens that never come.
+        backbone.config.use_cache = False
     limit = position_limit(backbone.config)
     encoder = Encoder(backbone, facts.pooling)
     if heads:

@@ -110,8 +110,6 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(config_name or name, **hub.arguments())
         extra: dict[str, Any] = {"add_pooling_layer": False} if _takes_pooler_flag(config) else {}
-        # A decoder would keep keys and values for tokens that never come.
-        config.use_cache = False
         if attention is not None:
             extra["attn_implementation"] = attention
         with warnings.catch_warnings():
