@@ -177,12 +177,12 @@ def show(results: list[dict], steps: int) -> None:
         for number, name in enumerate(dict.fromkeys(entry["label"] for entry in results)):
             points = {tuple(e["shape"]): e.get(key) for e in results if e["label"] == name and e["wall"] is not None}
             places = [shapes.index(shape) + 0.4 * number for shape in points]
-            axis.bar(places, list(points.values()), width=0.4, label=name)
+            bars = axis.bar(places, list(points.values()), width=0.4, label=name)
+            axis.bar_label(bars, fmt="{:,.1f}" if key == "step" else "{:,.0f}", fontsize=7)
         axis.set_xticks([place + 0.2 for place in range(len(shapes))], ["×".join(map(str, shape)) for shape in shapes])
         axis.set_ylabel(label)
-        axis.set_yscale("log")
         axis.grid(axis="y", alpha=0.3)
-    axes[0].legend()
+    axes[0].legend(loc="upper left")
     figure.suptitle("queries × passages each × tokens a passage")
     figure.tight_layout()
     figure.savefig(ROOT / "benchmarks" / "m3.png", dpi=110)
