@@ -64,12 +64,15 @@ def cached_backward(
     for number, (piece, state, leaf) in enumerate(zip(pieces, states, leaves, strict=True), 1):
         state.restore()
         with around_piece(number == len(pieces)):
-            # The surrogate's gradient is the chain rule: d loss / d outputs, sent through the piece.
-            again = encode(piece)
-            dots = [torch.dot(again[name].flatten(), _gradient(part).flatten()) for name, part in leaf.items()]
-            backward_piece(sum(dots[1:], dots[0]))
+            backward_piece(_surrogate(encode(piece), leaf))
     after.restore()
     return loss.detach()
+
+
+def _surrogate(outputs: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> Tensor:
+    """A scalar whose gradient is the chain rule: d loss / d outputs, sent through the piece."""
+    dots = [torch.dot(outputs[name].flatten(), _gradient(leaf).flatten()) for name, leaf in leaves.items()]
+    return sum(dots[1:], dots[0])
 
 
 def joined(outputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

