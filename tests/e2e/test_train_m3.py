@@ -104,7 +104,7 @@ def test_each_head_learns(train, tmp_path, tiny_words, toy_rows, write_rows):
     assert [entry["loss"] for entry in losses] == pytest.approx([total / 4 for total in weighted], rel=1e-4)
     measured = [entry for entry in log if "eval_nDCG@10" in entry]
     for key in ("eval_nDCG@10", "eval_nDCG@10 dense", "eval_nDCG@10 sparse", "eval_nDCG@10 colbert"):
-        assert measured[-1][key] > measured[0][key] + 0.05, key
+        assert measured[-1][key] > measured[0][key] + 0.02, key
     assert "(dense " in done.stderr
     assert "colbert" in done.stderr
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
