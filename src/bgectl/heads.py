@@ -23,9 +23,10 @@ from bgectl.gradcache import joined
 from bgectl.losses.lexical import lexical_scores
 from bgectl.losses.maxsim import maxsim
 from bgectl.losses.tokens import Tokens
+from bgectl.losses.unified import HEADS
 from bgectl.topk import Best
 
-SCORES = ("dense", "sparse", "colbert", "hybrid")
+SCORES = (*HEADS, "hybrid")
 QUERY_BLOCK = 256
 CHUNK = 1024
 """Passages encoded, and held, at a time."""
@@ -112,7 +113,7 @@ def score(queries: Encoded, passages: Encoded, scores: Iterable[str], weights: S
         if wanted & {"colbert", "hybrid"}:
             parts["colbert"] = maxsim(queries.colbert, passages.colbert)
         if "hybrid" in wanted:
-            first, *others = (weight * parts[name] for name, weight in zip(SCORES[:3], weights, strict=True))
+            first, *others = (weight * parts[name] for name, weight in zip(HEADS, weights, strict=True))
             parts["hybrid"] = sum(others, first) / sum(weights)
     return {name: part for name, part in parts.items() if name in wanted}
 

@@ -1,20 +1,17 @@
 """Losses and gradients equal those recorded from the reference."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
+from recorded import GOLDEN, loss_of_case
 from safetensors.torch import load_file
 
 from bgectl.gradcache import cached_backward, joined
 from bgectl.losses.contrastive import similarity
-from bgectl.losses.embedding import EmbeddingLoss
 from bgectl.models.encoder import Encoder, load_backbone
 from bgectl.models.hub import Hub
 
-GOLDEN = Path(os.environ.get("BGECTL_GOLDEN_TRAINING", Path(__file__).parent / "data" / "training"))
 CASES = json.loads((GOLDEN / "expected_losses.json").read_text())["cases"]
 SINGLE = sorted(
     name for name, case in CASES.items() if case["options"]["model"] == "base" and "world_size" not in case["options"]
@@ -35,12 +32,7 @@ def step(options):
     blocked = None
     if options.get("no_in_batch_neg"):
         blocked = ~torch.block_diag(*[torch.ones(1, size, dtype=torch.bool)] * queries).bool()
-    loss = EmbeddingLoss(
-        temperature=options.get("temperature", 0.02),
-        normalize=options.get("normalize", True),
-        distillation=options["kd_loss_type"] if options.get("kd") else None,
-        dims=options.get("mrl_dims", []),
-    )
+    loss = loss_of_case(options)
     teacher = tensors["rank0.teacher_scores"] if options.get("kd") else None
 
     def loss_of(outputs):

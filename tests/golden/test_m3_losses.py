@@ -1,13 +1,12 @@
 """Scores, losses and gradients of the M3 heads equal those recorded from the reference, in one process and in two."""
 
 import json
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from processes import run_distributed
+from recorded import GOLDEN, step_of
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,7 +19,6 @@ from bgectl.models.m3 import with_heads
 from bgectl.train.objective import DenseObjective, M3Objective
 from bgectl.train.trainer import StepModel
 
-GOLDEN = Path(os.environ.get("BGECTL_GOLDEN_TRAINING", Path(__file__).parent / "data" / "training"))
 CASES = {
     name: case
     for name, case in json.loads((GOLDEN / "expected_losses.json").read_text())["cases"].items()
@@ -37,24 +35,6 @@ def model_of(options):
     if options.get("unified", True):
         encoder = with_heads(encoder, folder, TOKENIZER, Hub())
     return StepModel(encoder).train()
-
-
-def step_of(rank, options):
-    """A step in the collator's form, a piece of queries and one of passages."""
-    tensors = load_file(GOLDEN / "inputs.safetensors")
-    pieces = [{key: tensors[f"rank{rank}.{kind}.{key}"] for key in ("input_ids", "attention_mask")} for kind in "qp"]
-    queries, passages = (len(piece["input_ids"]) for piece in pieces)
-    size, first = passages // queries, rank * passages
-    return {
-        "pieces": pieces,
-        "lengths": [int(length) for piece in pieces for length in piece["attention_mask"].sum(dim=1)],
-        "order": torch.arange(queries + passages),
-        "group_size": size,
-        "passage_ids": torch.arange(first, first + passages),
-        "positive_ids": torch.arange(first, first + passages, size).unsqueeze(1),
-        "own_only": torch.full((queries,), bool(options.get("no_in_batch_neg"))),
-        "teacher": tensors[f"rank{rank}.teacher_scores"] if options.get("kd") else None,
-    }
 
 
 def objective_of(options):

@@ -1,23 +1,19 @@
 """Losses and gradients of two processes equal those recorded, with the mended gradient across devices."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
 from processes import run_distributed
-from safetensors.torch import load_file
+from recorded import GOLDEN, loss_of_case, step_of
 from torch.nn.parallel import DistributedDataParallel
 
 from bgectl.gradcache import cached_backward
-from bgectl.losses.embedding import EmbeddingLoss
 from bgectl.models.encoder import Encoder, load_backbone
 from bgectl.models.hub import Hub
 from bgectl.train.objective import DenseObjective
 from bgectl.train.trainer import BACKBONE, ENCODER, StepModel
 
-GOLDEN = Path(os.environ.get("BGECTL_GOLDEN_TRAINING", Path(__file__).parent / "data" / "training"))
 CASES = {
     name: case
     for name, case in json.loads((GOLDEN / "expected_losses.json").read_text())["cases"].items()
@@ -25,39 +21,11 @@ CASES = {
 }
 
 
-def step_of(rank, options):
-    """A step in the collator's form, and its loss."""
-    tensors = load_file(GOLDEN / "inputs.safetensors")
-    side = ".left" if options.get("padding") == "left" else ""
-    pieces = [
-        {key: tensors[f"rank{rank}.{kind}{side}.{key}"] for key in ("input_ids", "attention_mask")} for kind in "qp"
-    ]
-    queries, passages = (len(piece["input_ids"]) for piece in pieces)
-    size = passages // queries
-    first = rank * passages
-    step = {
-        "pieces": pieces,
-        "order": torch.arange(queries + passages),
-        "group_size": size,
-        "passage_ids": torch.arange(first, first + passages),
-        "positive_ids": torch.arange(first, first + passages, size).unsqueeze(1),
-        "own_only": torch.full((queries,), bool(options.get("no_in_batch_neg"))),
-        "teacher": tensors[f"rank{rank}.teacher_scores"] if options.get("kd") else None,
-    }
-    loss = EmbeddingLoss(
-        temperature=options.get("temperature", 0.02),
-        normalize=options.get("normalize", True),
-        distillation=options["kd_loss_type"] if options.get("kd") else None,
-        dims=options.get("mrl_dims", []),
-    )
-    return step, loss
-
-
 def train_a_step(rank, cached):
     results = {}
     for name, case in CASES.items():
         options = case["options"]
-        step, loss = step_of(rank, options)
+        step, loss = step_of(rank, options), loss_of_case(options)
         encoder = Encoder(load_backbone(str(GOLDEN / "models" / "bert"), Hub()), options.get("pooling", "cls")).train()
         model = DistributedDataParallel(StepModel(encoder), broadcast_buffers=False)
 

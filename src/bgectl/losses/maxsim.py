@@ -50,8 +50,7 @@ class _MaxSim(torch.autograd.Function):
             (len(query_SD), len(passages.lengths)) if needed else (0, 0), dtype=torch.int32, device=query_SD.device
         )
         rows = QUERY_ROWS if query_SD.device.type == "cpu" else max(1, len(query_SD))
-        cells = CELLS_CPU if query_SD.device.type == "cpu" else CELLS
-        for block in _blocks(passages.lengths, max(1, cells // max(1, min(rows, len(query_SD))))):
+        for block in _blocks(passages.lengths, max(1, _cells(query_SD) // max(1, min(rows, len(query_SD))))):
             texts, index_UL, last_U = block.on(query_SD.device)
             vectors_ULD = passage_TD[index_UL]
             for start in range(0, len(query_SD), rows):
@@ -94,10 +93,13 @@ class _MaxSim(torch.autograd.Function):
         return to_queries, to_passages, None, None
 
 
+def _cells(tensor: Tensor) -> int:
+    return CELLS_CPU if tensor.device.type == "cpu" else CELLS
+
+
 def _parts(best_SU: Tensor) -> Iterator[slice]:
     """Rows whose indices and weights fit into the memory for similarities."""
-    cells = CELLS_CPU if best_SU.device.type == "cpu" else CELLS
-    rows = max(1, cells // best_SU.shape[1])
+    rows = max(1, _cells(best_SU) // best_SU.shape[1])
     return (slice(start, min(start + rows, len(best_SU))) for start in range(0, len(best_SU), rows))
 
 

@@ -5,17 +5,15 @@ The vector of a text is that of its last token, so each text ends in the same on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
 from bgectl.errors import RunError
-from bgectl.models.hub import Hub, check_model_name, unreachable
+from bgectl.models.encoder import load_config
+from bgectl.models.hub import Hub
 
 
 def is_decoder(name: str, hub: Hub) -> bool:
@@ -24,11 +22,7 @@ def is_decoder(name: str, hub: Hub) -> bool:
     Raises:
         RunError: It cannot be read, or is an encoder-decoder.
     """
-    check_model_name(name)
-    try:
-        config: Any = AutoConfig.from_pretrained(name, **hub.arguments())
-    except (OSError, ValueError) as problem:
-        raise unreachable(name, problem) from problem
+    config = load_config(name, hub)
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise RunError(f"is an encoder-decoder ({kind}); encoders and decoders are taken", where=name)
@@ -52,14 +46,12 @@ def end_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return tokenizer.eos_token_id
 
 
-def ended(ids: Sequence[int], end: int | None, max_length: int) -> list[int]:
-    """Token ids with `end` at their end, within `max_length`; as they are where `end` is None.
+def ended(ids: list[int], end: int, max_length: int) -> list[int]:
+    """Token ids with `end` at their end, within `max_length`.
 
     Args:
         ids: Of one text, at most `max_length`.
         end: See `end_of`.
         max_length: Tokens of a text, its end included.
     """
-    if end is None or (ids and ids[-1] == end):
-        return list(ids)
-    return [*ids[: max_length - 1], end]
+    return ids if ids and ids[-1] == end else [*ids[: max_length - 1], end]

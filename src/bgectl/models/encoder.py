@@ -65,6 +65,19 @@ class Encoder(nn.Module):
         return int(self.backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
 
+def load_config(name: str, hub: Hub) -> Any:
+    """The configuration of a model.
+
+    Raises:
+        RunError: It cannot be found or read.
+    """
+    check_model_name(name)
+    try:
+        return AutoConfig.from_pretrained(name, **hub.arguments())
+    except (OSError, ValueError) as problem:
+        raise unreachable(name, problem) from problem
+
+
 def load_tokenizer(name: str, hub: Hub, *, decoder: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.
 

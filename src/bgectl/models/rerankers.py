@@ -15,13 +15,13 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from tokenizers import Encoding
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from bgectl import console
 from bgectl.encode import over_devices, plan_batches
 from bgectl.errors import RunError
-from bgectl.models.encoder import load_tokenizer, position_limit
-from bgectl.models.hub import Hub, check_model_name, unreachable
+from bgectl.models.encoder import load_config, load_tokenizer, position_limit
+from bgectl.models.hub import Hub, unreachable
 
 CHUNK = 65_536
 """Pairs tokenised at a time."""
@@ -33,11 +33,7 @@ def teacher_kind(name: str, hub: Hub) -> str:
     Raises:
         RunError: The model cannot be read, or is a decoder.
     """
-    check_model_name(name)
-    try:
-        config = AutoConfig.from_pretrained(name, **hub.arguments())
-    except (OSError, ValueError) as problem:
-        raise unreachable(name, problem) from problem
+    config = load_config(name, hub)
     architectures = list(getattr(config, "architectures", None) or [])
     if any(item.endswith("ForSequenceClassification") for item in architectures):
         return "encoder-only-base"

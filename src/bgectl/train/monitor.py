@@ -17,9 +17,10 @@ from transformers import TrainerCallback
 
 from bgectl import console
 from bgectl.distributed import gather_objects, largest, rank, wait
+from bgectl.losses.unified import HEADS
 from bgectl.train.checkpoints import finish
 
-PARTS = ("dense", "sparse", "colbert", "ensemble")
+PARTS = (*HEADS, "ensemble")
 """Heads whose losses and accuracies the log has beside the whole, where the model has them."""
 
 
@@ -125,7 +126,7 @@ class Collapse(TrainerCallback):
     def _problems(entries: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         if all(entry["sparse_tokens"] == 0 for entry in entries):
             yield "sparse", "gives every token weight 0, from where it cannot come back; lower --learning-rate"
-        for head in PARTS[:3]:
+        for head in HEADS:
             # Ties are no hits, so that a head that finds all passages alike has none.
             if all(entry[f"accuracy_{head}"] <= entry["chance"] for entry in entries):
                 yield head, "finds the positive no more often than chance would; a lower --learning-rate may help"

@@ -29,7 +29,7 @@ from bgectl.evaluate.measure import evaluate_embedder, evaluate_heads
 from bgectl.heads import SCORES
 from bgectl.launch import Place, place
 from bgectl.losses.embedding import EmbeddingLoss
-from bgectl.losses.unified import UnifiedLoss
+from bgectl.losses.unified import HEADS, UnifiedLoss
 from bgectl.models.encoder import ADAPTER, Encoder, quiet_libraries, save_embedder
 from bgectl.models.facts import EmbedderFacts
 from bgectl.models.lora import merged, save_adapter
@@ -301,7 +301,7 @@ def held_out_of(
                 return evaluate_embedder(judged, scoring).means
             kinds = evaluate_heads(judged, scoring, SCORES)
             # The sum of all is what decides.
-            return kinds["hybrid"].means | {f"{METRIC} {kind}": kinds[kind].means[METRIC] for kind in SCORES[:3]}
+            return kinds["hybrid"].means | {f"{METRIC} {kind}": kinds[kind].means[METRIC] for kind in HEADS}
         finally:
             model.encoder.train()
 
