@@ -138,6 +138,14 @@ def tiny_xlmr(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def decoders(tmp_path_factory):
+    """Folder of a random decoder of each kind."""
+    from decoders import KINDS, make_decoder
+
+    return {kind: make_decoder(kind, WORDS, tmp_path_factory.mktemp(kind)) for kind in KINDS}
+
+
+@pytest.fixture(scope="session")
 def tiny_words():
     """The words that tiny models know."""
     return list(WORDS)

@@ -8,6 +8,9 @@ COMMANDS = {
     "score": "Add teacher scores to training rows, for distillation.",
     "train base": "Fine-tune an encoder embedder (BGE v1.5, E5, MiniLM and the like).",
     "train m3": "Fine-tune an encoder with dense, sparse and ColBERT output (BGE-M3).",
+    "train llm": "Fine-tune a decoder as an embedder, by LoRA (bge-multilingual-gemma2, e5-mistral).",
+    "train icl": "Fine-tune a decoder embedder that takes examples in its prompt (bge-en-icl).",
+    "merge-lora": "Make a whole model of an adapter and its base.",
     "eval": "Measure retrieval with one or several models.",
     "schema": "Print the JSON schema of a command's options.",
 }

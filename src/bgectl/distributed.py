@@ -5,6 +5,8 @@ Without a process group every function answers for a single process.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -96,3 +98,14 @@ def wait() -> None:
     """Wait until all processes are here."""
     if active():
         distributed.barrier()
+
+
+def patient_barrier() -> Callable[[], None]:
+    """A `wait` that lasts as long as it takes, for what one process does while the others have nothing to do.
+
+    All processes call this together, and later what it returns; only there do they wait.
+    """
+    if not active():
+        return lambda: None
+    group = distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+    return lambda: distributed.barrier(group=group)

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +20,18 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bgectl import console
-from bgectl.data.prompts import Prompts, prefix_of
+from bgectl.data.icl import Wording, read_examples
+from bgectl.data.prompts import Prompts, shown_prefix
 from bgectl.errors import RunError, UsageError
 from bgectl.models.decoder import end_of, ended, is_decoder
 from bgectl.models.encoder import Encoder, load_backbone, load_tokenizer, position_limit, quiet_libraries
-from bgectl.models.facts import EmbedderFacts, embedder_facts
+from bgectl.models.facts import ICL_EXAMPLE, EmbedderFacts, embedder_facts
 from bgectl.models.hub import Hub
 
 Vectors = npt.NDArray[np.float32]
 
+
+SLACK = 8
 CHUNK = 65_536
 """Texts tokenised at a time: bounds the memory for token ids, and is far more than sorting needs."""
 
@@ -149,6 +153,8 @@ class Embedder:
     batch_size: int
     end: int | None = None
     """The id that each text is ended with; see `decoder.end_of`."""
+    examples: str = ""
+    """What stands before each query (icl)."""
     cut: int = 0
     """Texts cut to their length so far."""
 
@@ -166,7 +172,15 @@ class Embedder:
         """
         own = prompts or [None] * len(texts)
         prompted = [self.prompts.query(text, prompt) for text, prompt in zip(texts, own, strict=True)]
-        return self._encode(prompted, self.query_max_length, "Encoding queries")
+        length = self.query_max_length
+        if self.examples or self.facts.query_suffix:
+            wording = Wording(self.tokenizer, self.facts.query_suffix, self.end)
+            ended = [wording.ended(text, length) for text in prompted]
+            self.cut += sum(text != whole + wording.suffix for text, whole in zip(ended, prompted, strict=True))
+            prompted = [self.examples + text for text in ended]
+            # A text of as many tokens may have a few more behind another one.
+            length += wording.length(self.examples) + SLACK
+        return self._encode(prompted, length, "Encoding queries")
 
     def encode_passages(self, texts: Sequence[str]) -> Vectors:
         """(N, D) float32 vectors of passages; the instruction is put in front here."""
@@ -251,7 +265,7 @@ def load_embedder(
     pooling: str | None = None,
     normalize: bool | None = None,
     query_instruction: str | None = None,
-    query_format: str = "{}{}",
+    query_format: str | None = None,
     passage_instruction: str | None = None,
     passage_format: str = "{}{}",
     query_max_length: int = 512,
@@ -263,6 +277,9 @@ def load_embedder(
     batch_tokens: int | None = None,
     batch_size: int = 3000,
     heads: bool = False,
+    kind: str | None = None,
+    examples: Path | None = None,
+    examples_format: str = ICL_EXAMPLE,
     hub: Hub | None = None,
 ) -> Embedder:
     """Load an embedder for inference.
@@ -272,8 +289,8 @@ def load_embedder(
         pooling: `cls`, `mean` or `last_token`; None asks the model's files, then its name.
         normalize: Scale vectors to length 1; None asks the model's files.
         query_instruction: Instruction for queries; None asks the model's files, then its name.
-        query_format: How instruction and query are joined.
-        passage_instruction: The same for passages.
+        query_format: How instruction and query are joined; None asks the model's files, then its name.
+        passage_instruction: Instruction for passages.
         passage_format: The same for passages.
         query_max_length: Tokens of a query.
         passage_max_length: Tokens of a passage.
@@ -284,16 +301,23 @@ def load_embedder(
         batch_tokens: Tokens in a batch; None chooses by device.
         batch_size: Texts in a batch at most.
         heads: Load the sparse and the ColBERT head too, for `heads.search`.
+        kind: `encoder-only-base`, `encoder-only-m3`, `decoder-only-base` or `decoder-only-icl`; None sees it from the
+            model's files.
+        examples: File of examples to put before each query of an icl embedder; see `icl.read_examples`.
+        examples_format: How instruction, query and response of an example are joined.
         hub: How to reach the model.
 
     Raises:
-        UsageError: Devices or precision cannot be had.
+        UsageError: Devices or precision cannot be had, or the model is of another kind.
         RunError: The model cannot be loaded.
     """
     quiet_libraries()
     hub = hub or Hub()
     chosen = choose_devices(devices)
     decoder = is_decoder(name, hub)
+    if kind is not None and decoder != kind.startswith("decoder"):
+        found = "a decoder" if decoder else "an encoder"
+        raise UsageError(f"{name} is {found}", where=f"--embedder-model-class {kind}")
     # float16 overflows in some decoders.
     half = "bfloat16" if decoder else "float16"
     precision = choose_dtype(dtype, weakest(chosen), use_fp16=use_fp16, use_bf16=use_bf16, half=half)
@@ -303,15 +327,26 @@ def load_embedder(
         default_pooling="last_token" if decoder else "cls",
         pooling=pooling,
         normalize=normalize,
-        query_prompt=shown_prefix(query_format, query_instruction),
+        query_format=query_format,
         passage_prompt=shown_prefix(passage_format, passage_instruction),
     )
+    if kind == "decoder-only-icl":
+        facts = facts.as_icl()
+    elif kind == "decoder-only-base":
+        facts = replace(facts, query_suffix="")
+    if query_instruction is not None:
+        facts = facts.instructed(query_instruction)
     prompts = Prompts(
-        facts.query_prompt if query_instruction is None else query_instruction,
-        query_format,
+        facts.instruction,
+        facts.query_format,
         facts.passage_prompt if passage_instruction is None else passage_instruction,
         passage_format,
     )
+    if examples is not None and not facts.query_suffix:
+        raise UsageError(
+            f"{name} is not known to be trained with examples", where="--examples-for-task",
+            hint="--embedder-model-class decoder-only-icl says that it was",
+        )  # fmt: skip
     tokenizer = load_tokenizer(name, hub, decoder=decoder)
     backbone = load_backbone(name, hub, dtype=precision)
     if decoder:
@@ -328,6 +363,7 @@ def load_embedder(
         name, encoders, chosen, tokenizer, facts, prompts,
         min(query_max_length, limit or query_max_length), min(passage_max_length, limit or passage_max_length),
         token_budget(batch_tokens, chosen[0]), batch_size, end_of(tokenizer) if decoder else None,
+        "" if examples is None else read_examples(examples, examples_format, prompts.query_instruction),
     )  # fmt: skip
 
 
@@ -339,16 +375,8 @@ def embedder_over(
     device = next(encoder.parameters()).device
     return Embedder(
         "", [encoder], [device], tokenizer, facts, prompts, query_max_length, passage_max_length,
-        token_budget(None, device), 3000,
+        token_budget(None, device), 3000, encoder.end,
     )  # fmt: skip
-
-
-def shown_prefix(template: str, instruction: str | None) -> str | None:
-    """The instruction as a prefix for the description; None where nothing was given."""
-    if instruction is None:
-        return None
-    prefix = prefix_of(template, instruction)
-    return prefix if prefix is not None else template.format(instruction, "…")
 
 
 def _replica(encoder: Encoder, device: torch.device, *, last: bool) -> Encoder:

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
+from decoders import KINDS, tokenizer_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,55 +13,6 @@ from bgectl.encode import load_embedder, tokenize
 from bgectl.errors import RunError
 from bgectl.models.decoder import end_of, is_decoder
 from bgectl.models.hub import Hub
-
-KINDS = {
-    "mistral": ("<s>", "</s>", "<unk>", None), "gemma2": ("<bos>", "<eos>", "<unk>", "<pad>"),
-    "qwen2": (None, "<|end|>", None, "<|end|>"), "llama": ("<s>", "</s>", None, None),
-}  # fmt: skip
-"""bos, eos, unk and pad as the tokenizers of the published models have them; none of them adds EOS."""
-
-
-def tokenizer_of(kind, words):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bos, eos, unk, pad = KINDS[kind]
-    special = list(dict.fromkeys(filter(None, (bos, eos, unk, pad))))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=360, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(words, trainer)
-    if bos:
-        number = tokenizer.token_to_id(bos)
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, number)]
-        )
-    names = {"bos_token": bos, "eos_token": eos, "unk_token": unk, "pad_token": pad}
-    names = {name: token for name, token in names.items() if token}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-
-
-@pytest.fixture(scope="module")
-def decoders(tiny_words, tmp_path_factory):
-    """Folder of a random decoder (2 layers, hidden size 32) of each kind."""
-    from transformers import AutoConfig, AutoModel
-
-    folders = {}
-    for kind in KINDS:
-        tokenizer = tokenizer_of(kind, tiny_words)
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(
-            kind, vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=8, intermediate_size=64, max_position_embeddings=256,
-            initializer_range=0.1, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        folders[kind] = str(tmp_path_factory.mktemp(kind))
-        AutoModel.from_config(config).save_pretrained(folders[kind])
-        tokenizer.save_pretrained(folders[kind])
-    return folders
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -153,10 +104,3 @@ def test_eval_and_mine(decoders, inside, write_rows, toy_rows, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "mined.jsonl").read_text().splitlines()) == 24
-
-
-def test_training_a_decoder_is_refused(decoders, inside, write_rows, toy_rows, tmp_path):
-    words = ["--train-data", write_rows(toy_rows()), "--output-dir", tmp_path / "out"]
-    done = inside("train", "base", "--model", decoders["llama"], *words)
-    assert done.returncode == 1
-    assert "is a decoder; this version trains encoders" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -38,7 +39,7 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         words = f"{self.prefix} {args[0]}".strip()
         if words in COMMANDS:
-            self.commands[args[0]] = import_module(f"bgectl.cli.{words.replace(' ', '_')}").command()
+            self.commands[args[0]] = import_module(f"bgectl.cli.{re.sub('[ -]', '_', words)}").command()
         elif words not in GROUPS:
             raise UsageError(f"no command `{words}`", hint=_nearest_command(words))
         return super().resolve_command(ctx, args)

@@ -119,18 +119,22 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def take_positional(model: type[Options], words: Sequence[str], flags: dict[str, Any]) -> None:
-    """Give the positional words to the fields that take them, in order; a list field takes all that are left.
+    """Give the positional words to the fields that take them, in order; a list field takes all that are left, but for
+    one for each field after it.
 
     Raises:
         UsageError: There are more words than fields.
     """
     left = list(words)
-    for name, field in model.model_fields.items():
-        many = shape_of(field).many
-        if not flag_of(field).positional or not left or (name in flags and not many):
-            continue
-        if many:
-            flags[name], left = [*flags.get(name, []), *left], []
+    places = {name: shape_of(field).many for name, field in model.model_fields.items() if flag_of(field).positional}
+    takers = [name for name, many in places.items() if many or name not in flags]
+    for index, name in enumerate(takers):
+        if not left:
+            break
+        if places[name]:
+            end = len(left) - sum(not places[other] for other in takers[index + 1 :])
+            end = max(end, 0 if name in flags else 1)
+            flags[name], left = [*flags.get(name, []), *left[:end]], left[end:]
         else:
             flags[name], left = left[0], left[1:]
     if left:

@@ -39,7 +39,8 @@ class Group:
     """A query with its passages as the model reads them, the positive first.
 
     `scores` are the teacher's, one for each passage, or None. `positives` are all positives of the row as the
-    model reads them: none of them may serve as the query's negative.
+    model reads them: none of them may serve as the query's negative. `answer` is what answers the query where the row
+    serves as an example (icl): the positive, or the category of a row that is to be clustered.
     """
 
     query: str
@@ -47,6 +48,8 @@ class Group:
     scores: list[float] | None
     positives: list[str]
     own_negatives_only: bool = False
+    type: str = "normal"
+    answer: str = ""
 
 
 def draw_group(
@@ -86,6 +89,8 @@ def draw_group(
         scores=scores,
         positives=[passage(text) for text in row.pos],
         own_negatives_only=own_negatives_only,
+        type=row.type,
+        answer=positive if row.type != "symmetric_clustering" or row.category is None else row.category,
     )
 
 

@@ -21,6 +21,14 @@ def prefix_of(template: str, instruction: str | None) -> str | None:
     return before if not after else None
 
 
+def shown_prefix(template: str, instruction: str | None) -> str | None:
+    """The instruction as a prefix, to be shown; None where nothing was given."""
+    if instruction is None:
+        return None
+    prefix = prefix_of(template, instruction)
+    return prefix if prefix is not None else template.format(instruction, "…")
+
+
 @dataclass(frozen=True, slots=True)
 class Prompts:
     """The instructions of a run. A row's own `prompt` replaces the query instruction."""

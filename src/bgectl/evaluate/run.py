@@ -82,6 +82,9 @@ def measure_model(model: str, judged: Judged, options: EvalOptions) -> list[Resu
         use_bf16=options.use_bf16,
         batch_tokens=options.batch_tokens,
         heads=options.score != ["dense"],
+        kind=options.embedder_model_class,
+        examples=options.examples_for_task,
+        examples_format=options.examples_instruction_format,
         hub=Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code),
     )
     console.info(f"{model}: {embedder.description}")

@@ -53,6 +53,9 @@ def run(options: MineOptions) -> None:
         batch_tokens=options.batch_tokens,
         batch_size=options.embedder_batch_size,
         heads=options.score != "dense",
+        kind=options.embedder_model_class,
+        examples=options.examples_for_task,
+        examples_format=options.examples_instruction_format,
         hub=Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code),
     )
     console.info(f"{options.embedder_name_or_path}: {embedder.description}")

@@ -5,6 +5,7 @@ The vector of a text is that of its last token, so each text ends in the same on
 
 from __future__ import annotations
 
+from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -44,6 +45,28 @@ def end_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     if not isinstance(tokenizer.eos_token_id, int):
         raise RunError("the tokenizer has no EOS token to end texts with", where=tokenizer.name_or_path or None)
     return tokenizer.eos_token_id
+
+
+def end_texts(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Let a tokenizer end each text in EOS itself, so that whoever opens the trained folder does so too.
+
+    Returns:
+        The id that texts have still to be ended with: EOS where the tokenizer has no fast form, else None.
+
+    Raises:
+        RunError: It has no EOS token.
+    """
+    end = end_of(tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if end is None or backend is None:
+        return end
+    token = tokenizer.eos_token
+    last = processors.TemplateProcessing(single=f"$A {token}", pair=f"$A $B:1 {token}:1", special_tokens=[(token, end)])
+    former = backend.post_processor
+    backend.post_processor = last if former is None else processors.Sequence([former, last])
+    # A class that builds the template anew when it is loaded goes by this.
+    tokenizer.init_kwargs["add_eos_token"] = True
+    return end_of(tokenizer)
 
 
 def ended(ids: list[int], end: int, max_length: int) -> list[int]:

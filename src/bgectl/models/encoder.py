@@ -9,6 +9,9 @@ import inspect
 import json
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from bgectl import console
-from bgectl.errors import RunError
-from bgectl.models.facts import EmbedderFacts
-from bgectl.models.hub import Hub, check_model_name, unreachable
-from bgectl.models.lora import load_adapter
+from bgectl.errors import RunError, UsageError
+from bgectl.models.adapter import add_in_place, read_adapter
+from bgectl.models.facts import FORMAT_FIELDS, PROMPT_FORMAT, EmbedderFacts
+from bgectl.models.hub import Hub, base_of, check_model_name, model_file, unreachable
+from bgectl.models.lora import Lora, take_weights
 from bgectl.models.pooling import pool
 
 ADAPTER = "adapter"
@@ -36,8 +40,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
-        self.lora: Any = None
-        """The configuration of the backbone's adapters, where it has some."""
+        self.lora: Lora | None = None
+        """The backbone's adapters, where it has some."""
+        self.end: int | None = None
+        """The id that texts are ended with; see `decoder.end_of`."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, L) ids and mask → (N, D)."""
@@ -55,7 +61,8 @@ class Encoder(nn.Module):
     def load(self, folder: Path) -> None:
         """Take the weights of a folder that was saved from an encoder like this one."""
         if self.lora is not None:
-            load_adapter(self.backbone, folder / ADAPTER)
+            where = str(folder if self.lora.alone else folder / ADAPTER)
+            take_weights(self.backbone, read_adapter(where, Hub()).stored, where)
             return
         self.backbone.load_state_dict(load_backbone(str(folder), Hub()).state_dict())
 
@@ -73,27 +80,37 @@ def load_config(name: str, hub: Hub) -> Any:
     """
     check_model_name(name)
     try:
-        return AutoConfig.from_pretrained(name, **hub.arguments())
+        return AutoConfig.from_pretrained(base_of(name, hub) or name, **hub.arguments())
     except (OSError, ValueError) as problem:
         raise unreachable(name, problem) from problem
 
 
-def load_tokenizer(name: str, hub: Hub, *, decoder: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
+def load_tokenizer(name: str, hub: Hub, *, decoder: bool = False, slow: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; of an adapter that has none, that of its base.
 
     Args:
         name: Folder or hub name.
         hub: How to reach it.
         decoder: Pad on the left, and where there is no padding token, by unk or else by eos.
+        slow: The form in Python.
 
     Raises:
         RunError: It cannot be found or read, or has no padding token.
+        UsageError: There is no slow form.
     """
     check_model_name(name)
+    if model_file(name, "tokenizer_config.json", hub) is None:
+        name = base_of(name, hub) or name
+    form = {"use_fast": False} if slow else {}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **hub.arguments())
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **form, **hub.arguments())
     except (OSError, ValueError) as problem:
         raise unreachable(name, problem) from problem
+    if slow and tokenizer.is_fast:
+        raise UsageError(
+            f"transformers {transformers.__version__} has no slow tokenizer for {name}", where="--use-slow-tokenizer",
+            hint="leave it out",
+        )  # fmt: skip
     if decoder:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
@@ -105,9 +122,11 @@ def load_tokenizer(name: str, hub: Hub, *, decoder: bool = False) -> PreTrainedT
 
 def load_backbone(
     name: str, hub: Hub, *, dtype: torch.dtype = torch.float32, config_name: str | None = None,
-    attention: str | None = None,
+    attention: str | None = None, quantization: Any = None,
 ) -> Any:  # fmt: skip
     """The transformer without a head or pooler (an unused pooler would get no gradient).
+
+    An adapter is loaded with its base, and added to it.
 
     Args:
         name: Folder or hub name.
@@ -115,16 +134,24 @@ def load_backbone(
         dtype: Precision of the weights.
         config_name: Where the configuration is, if not with the model.
         attention: Attention by transformers' name; None for the model's own choice.
+        quantization: transformers' configuration of weights in fewer bits; None for none.
 
     Raises:
-        RunError: It cannot be found or read, or is not an encoder that AutoModel knows.
+        RunError: It cannot be found or read, or is no model that AutoModel knows.
     """
     check_model_name(name)
+    base = base_of(name, hub)
+    if base is not None:
+        backbone = load_backbone(base, replace(hub, revision=None), dtype=dtype, attention=attention)
+        add_in_place(backbone, read_adapter(name, hub).chain)
+        return backbone
     try:
         config = AutoConfig.from_pretrained(config_name or name, **hub.arguments())
         extra: dict[str, Any] = {"add_pooling_layer": False} if _takes_pooler_flag(config) else {}
         if attention is not None:
             extra["attn_implementation"] = attention
+        if quantization is not None:
+            extra["quantization_config"] = quantization
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             backbone, loading = AutoModel.from_pretrained(
@@ -174,16 +201,33 @@ def save_embedder(
     Raises:
         RunError: The folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with written(folder):
         arguments = {} if state is None else {"state_dict": dict(state)}
         backbone.save_pretrained(folder, **arguments)
+    save_beside(folder, tokenizer, facts, backbone.config)
+
+
+def save_beside(folder: Path, tokenizer: PreTrainedTokenizerBase, facts: EmbedderFacts, config: Any) -> None:
+    """Write all of an embedder's folder but its weights and their configuration; see `save_embedder`."""
+    with written(folder):
         _forget_cutting(tokenizer)
         tokenizer.save_pretrained(folder)
-        for path, content in layout(facts, backbone.config).items():
+        for path, content in layout(facts, config).items():
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[None]:
+    """A folder that is there to be written into.
+
+    Raises:
+        RunError: It cannot be, or the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except (OSError, SafetensorError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise RunError(f"the model cannot be written: {reason}", where=str(folder)) from problem
@@ -231,6 +275,8 @@ def layout(facts: EmbedderFacts, config: Any) -> dict[str, Any]:
     }  # fmt: skip
     if facts.normalize:
         files["2_Normalize/config.json"] = {}
+    if facts.query_format != "{}{}" or facts.query_suffix:
+        files[PROMPT_FORMAT] = {name: getattr(facts, name) for name in FORMAT_FIELDS}
     return files
 
 

@@ -10,6 +10,9 @@ from typing import Any
 from bgectl import console
 from bgectl.errors import DataError, RunError
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""Lies in the folder of an adapter, whose weights are of use with those of its base model only."""
+
 
 @dataclass(frozen=True)
 class Hub:
@@ -55,6 +58,21 @@ def model_file(name: str, file: str, hub: Hub) -> Path | None:
         return None
     except (HfHubHTTPError, HFValidationError, OSError) as problem:
         raise unreachable(name, problem) from problem
+
+
+def base_of(name: str, hub: Hub) -> str | None:
+    """The base model of an adapter; None where the name is that of a whole model.
+
+    Raises:
+        RunError: The adapter does not say what it belongs to.
+    """
+    path = model_file(name, ADAPTER_CONFIG, hub)
+    if path is None:
+        return None
+    base = read_json(path).get("base_model_name_or_path")
+    if not base:
+        raise RunError("the adapter does not name its base model", where=name, hint="merge-lora takes --base")
+    return str(base)
 
 
 def check_model_name(name: str) -> None:

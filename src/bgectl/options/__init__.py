@@ -24,6 +24,9 @@ MODELS: dict[str, Callable[[], type[Options]]] = {
     "score": _model("score", "ScoreOptions"),
     "train base": _model("train", "TrainBaseOptions"),
     "train m3": _model("train", "TrainM3Options"),
+    "train llm": _model("train", "TrainLlmOptions"),
+    "train icl": _model("train", "TrainIclOptions"),
+    "merge-lora": _model("merge", "MergeOptions"),
     "eval": _model("evaluate", "EvalOptions"),
     "schema": _model("tools", "SchemaOptions"),
 }

@@ -59,20 +59,57 @@ class PromptOptions(Options):
     """Instruction for passages. Default: the model's own, if it has one."""
 
 
-def two_places(text: str) -> str:
-    r"""Check an instruction format: `{}` for the instruction, then `{}` for the text; `\n` is a newline.
+def newlines(text: str) -> str:
+    r"""A text from a command line, where the two characters `\n` stand for a newline."""
+    return text.replace("\\n", "\n")
+
+
+def with_places(text: str, *values: str) -> str:
+    """Check a format that is to hold `{}` once for each value; see `newlines`.
 
     Raises:
-        ValueError: There are not two places, or a brace stands alone.
+        ValueError: There are more places or fewer, or a brace stands alone.
     """
-    text = text.replace("\\n", "\n")
+    text = newlines(text)
+    marks = [chr(number) for number in range(len(values))]
     try:
-        shown = text.format("\0", "\1")
+        shown = text.format(*marks)
     except (IndexError, KeyError, ValueError):
         shown = ""
-    if shown.count("\0") != 1 or shown.count("\1") != 1:
-        raise ValueError("must hold `{}` twice: the instruction, then the text")
+    if any(shown.count(mark) != 1 for mark in marks):
+        times = {2: "twice", 3: "three times"}[len(values)]
+        raise ValueError(f"must hold `{{}}` {times}: {', then '.join(values)}")
     return text
+
+
+def two_places(text: str | None) -> str | None:
+    """Check an instruction format; None stays.
+
+    Raises:
+        ValueError: See `with_places`.
+    """
+    return None if text is None else with_places(text, "the instruction", "the text")
+
+
+class EmbedderClassOptions(Options):
+    """What kind of embedder it is, and the examples that one kind takes."""
+
+    panel: ClassVar[str] = "Embedder"
+
+    embedder_model_class: (
+        Literal["encoder-only-base", "encoder-only-m3", "decoder-only-base", "decoder-only-icl"] | None
+    ) = None
+    """Kind of the embedder. Default: seen from its files; an icl embedder that bgectl did not train has to be named."""
+    examples_for_task: Path | None = None
+    """Examples to put before each query of an icl embedder: lines, or a JSON list, of
+    `{"instruct": …, "query": …, "response": …}`; without `instruct` the query's instruction is taken."""
+    examples_instruction_format: str = "<instruct>{}\n<query>{}\n<response>{}"
+    """How instruction, query and response of an example are joined."""
+
+    @field_validator("examples_instruction_format")
+    @classmethod
+    def _places(cls, text: str) -> str:
+        return with_places(text, "the instruction", "the query", "the response")
 
 
 class HybridOptions(Options):
@@ -93,21 +130,19 @@ class HybridOptions(Options):
         return weights
 
 
-class EmbedderOptions(PromptOptions):
+class EmbedderOptions(EmbedderClassOptions, PromptOptions):
     """An embedder used for inference."""
 
     panel: ClassVar[str] = "Embedder"
 
     embedder_name_or_path: str
     """Name on the hub or folder of the embedder."""
-    embedder_model_class: Literal["encoder-only-base", "encoder-only-m3", "decoder-only-base"] | None = None
-    """Kind of the embedder. Default: seen from its files."""
     pooling_method: Pooling | None = None
     """How token vectors become one. Default: seen from the model's files, else known for its name, else cls."""
     normalize_embeddings: bool | None = None
     """Scale vectors to length 1. Default: seen from the model's files, else yes."""
-    query_instruction_format_for_retrieval: str = "{}{}"
-    """How instruction and query are joined."""
+    query_instruction_format_for_retrieval: str | None = None
+    """How instruction and query are joined. Default: the model's own, else `{}{}`."""
     passage_instruction_format_for_retrieval: str = "{}{}"
     """How instruction and passage are joined."""
     embedder_query_max_length: int = Field(512, ge=4)

@@ -152,7 +152,7 @@ def _default(field: FieldInfo) -> str | None:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return " ".join(str(part) for part in value)
-    return str(value)
+    return str(value).replace("\n", "\\n")
 
 
 def docstrings(model: type[Options]) -> dict[str, str]:

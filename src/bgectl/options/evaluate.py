@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from bgectl.options.base import Flag
 from bgectl.options.common import (
     DeviceOptions,
+    EmbedderClassOptions,
     HubOptions,
     HybridOptions,
     Pooling,
@@ -19,7 +20,7 @@ from bgectl.options.common import (
 )
 
 
-class JudgedOptions(HybridOptions, PromptOptions):
+class JudgedOptions(EmbedderClassOptions, HybridOptions, PromptOptions):
     """Models, judged data and measures."""
 
     panel: ClassVar[str] = "Evaluation"
@@ -44,8 +45,8 @@ class JudgedOptions(HybridOptions, PromptOptions):
     """How token vectors become one. Default: seen from the model's files, else known for its name, else cls."""
     normalize_embeddings: bool | None = None
     """Scale vectors to length 1. Default: seen from the model's files, else yes."""
-    query_instruction_format: str = "{}{}"
-    """How instruction and query are joined."""
+    query_instruction_format: str | None = None
+    """How instruction and query are joined. Default: the model's own, else `{}{}`."""
     passage_instruction_format: str = "{}{}"
     """How instruction and passage are joined."""
     query_max_len: int = Field(512, ge=4)

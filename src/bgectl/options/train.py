@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from bgectl.options.base import Flag, Options
-from bgectl.options.common import HubOptions, Pooling, two_places
+from bgectl.options.common import HubOptions, Pooling, newlines, two_places
+
+
+def _flags(names: Iterable[str]) -> str:
+    """`--one and --other`."""
+    return " and ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def pairs_of(given: Any) -> Any:
@@ -334,6 +340,8 @@ class LoraOptions(Options):
     """Low-rank adapters."""
 
     panel: ClassVar[str] = "LoRA"
+    of_lora: ClassVar[tuple[str, ...]] = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules")
+    """Options that mean nothing without adapters."""
 
     use_lora: bool = False
     """Train low-rank adapters in place of the encoder's own weights. The folder holds the merged model, and beside it
@@ -349,12 +357,15 @@ class LoraOptions(Options):
 
     @model_validator(mode="after")
     def _lora(self) -> Any:
-        defaults = LoraOptions.model_construct()
-        names = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules")
-        changed = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) != getattr(defaults, name)]
+        changed = self._changed(self.of_lora)
         if changed and not self.use_lora:
-            raise ValueError(f"{' and '.join(changed)} needs --use-lora")
+            raise ValueError(f"{_flags(changed)} needs --use-lora")
         return self
+
+    def _changed(self, names: Iterable[str]) -> list[str]:
+        """Those of the options that are not at their default."""
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
 
 
 class CrossDeviceOptions(Options):
@@ -373,6 +384,128 @@ class TrainBaseOptions(TrainOptions, CrossDeviceOptions, LoraOptions):
     def cross_device(self) -> Literal["dense", "all"] | None:
         """See `TrainOptions`."""
         return "all" if self.negatives_cross_device else None
+
+
+DECODER_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
+"""The linear layers of Mistral, Llama, Gemma 2, Qwen and their kin."""
+
+
+class DecoderLoraOptions(LoraOptions):
+    """Low-rank adapters of a decoder."""
+
+    panel: ClassVar[str] = "LoRA"
+    of_lora: ClassVar[tuple[str, ...]] = (
+        *LoraOptions.of_lora, "modules_to_save", "from_peft", "raw_peft", "save_merged_lora_model",
+    )  # fmt: skip
+
+    use_lora: bool = True
+    """Train low-rank adapters in place of the model's own weights. The output folder holds the adapter, with all that
+    it takes to use it beside its base; `bgectl merge-lora` makes a whole model of both."""
+    target_modules: Annotated[list[str], Flag(metavar="NAME...")] = Field(default_factory=lambda: list(DECODER_LAYERS))
+    """Linear layers that get adapters, by the ends of their names."""
+    modules_to_save: Annotated[list[str], Flag(metavar="NAME...")] = Field(default_factory=list)
+    """Modules that are trained whole and saved with the adapter, by the ends of their names, such as norm."""
+    from_peft: Annotated[str | None, Flag("--peft-model-path", metavar="ADAPTER")] = None
+    """Go on with this adapter: its rank, layers and new tokens, from its weights."""
+    raw_peft: Annotated[str | None, Flag(metavar="ADAPTER")] = None
+    """Merge this adapter into the model first, and train a new one on top of it."""
+    save_merged_lora_model: bool = False
+    """Afterwards also write the whole model to `merged_model/` in the output folder."""
+
+    @model_validator(mode="after")
+    def _one_adapter(self) -> Any:
+        if self.from_peft is not None:
+            own = self._changed(("lora_rank", "lora_alpha", "target_modules", "modules_to_save"))
+            if own:
+                raise ValueError(f"{_flags(own)} cannot be given with --from-peft: the adapter has its own")
+        return self
+
+
+class DecoderOptions(Options):
+    """The decoder that training starts from."""
+
+    panel: ClassVar[str] = "Model"
+
+    sentence_pooling_method: Pooling | None = None
+    """How token vectors become one. Default: seen from the model's files, else last_token, the one that has seen the
+    whole text."""
+    additional_special_tokens: Annotated[list[str], Flag(metavar="TOKEN...")] = Field(default_factory=list)
+    """Tokens to add to the vocabulary, such as '<instruct>' '<query>'; their vectors begin as the mean of the tokens
+    that the text was cut into before, are trained, and are saved with the adapter."""
+    use_flash_attn: bool = False
+    """The same as `--attn-implementation flash_attention_2`."""
+    use_slow_tokenizer: bool = False
+    """Take the tokenizer's form in Python, where transformers still has one for the model."""
+    load_in_4bit: bool = False
+    """Hold the frozen weights in 4 bits (QLoRA); needs the package bitsandbytes: pip install 'bgectl[qlora]'."""
+
+    @field_validator("additional_special_tokens")
+    @classmethod
+    def _words(cls, tokens: list[str]) -> list[str]:
+        if any(not token.strip() for token in tokens):
+            raise ValueError("a token is empty")
+        return list(dict.fromkeys(tokens))
+
+
+class TrainLlmOptions(DecoderOptions, TrainOptions, CrossDeviceOptions, DecoderLoraOptions):
+    """Options of `bgectl train llm`."""
+
+    @model_validator(mode="after")
+    def _decoder(self) -> Any:
+        if self.use_flash_attn and self.attn_implementation not in (None, "flash_attention_2"):
+            raise ValueError("--use-flash-attn and --attn-implementation exclude each other")
+        if self.sentence_pooling_method == "cls":
+            raise ValueError("--sentence-pooling-method cls: a decoder's first token sees no other; last_token does")
+        if self.load_in_4bit and not self.use_lora:
+            raise ValueError("--load-in-4bit needs --use-lora: weights in 4 bits are not trained themselves")
+        if self.load_in_4bit and self.raw_peft is not None:
+            raise ValueError("--load-in-4bit and --raw-peft exclude each other; merge-lora makes one model of both")
+        if self.load_in_4bit and (self.fsdp or self.deepspeed == "3"):
+            raise ValueError("--load-in-4bit excludes --fsdp and --deepspeed 3: its weights are not cut over processes")
+        return self
+
+    @property
+    def attention(self) -> str | None:
+        """Attention by transformers' name; None for the model's own choice."""
+        return "flash_attention_2" if self.use_flash_attn else self.attn_implementation
+
+    @property
+    def cross_device(self) -> Literal["dense", "all"] | None:
+        """See `TrainOptions`."""
+        return "all" if self.negatives_cross_device else None
+
+
+class ExampleOptions(Options):
+    """Examples before queries (in-context learning)."""
+
+    panel: ClassVar[str] = "Examples"
+
+    example_query_max_len: int = Field(64, ge=1)
+    """Tokens of an example's query."""
+    example_passage_max_len: int = Field(96, ge=1)
+    """Tokens of an example's passage."""
+    retrieval_use_examples: bool = True
+    """Put examples before the queries of all rows; without it before those of symmetric types alone."""
+    icl_suffix_str: str = "\nResponse:"
+    """What stands behind a query, and between the query and the passage of an example."""
+    same_dataset_within_batch: bool = True
+    """Take all rows of a step from one dataset; examples come from the step's other rows, so there is no other way."""
+
+    @field_validator("icl_suffix_str")
+    @classmethod
+    def _newlines(cls, text: str) -> str:
+        return newlines(text)
+
+    @field_validator("same_dataset_within_batch")
+    @classmethod
+    def _always(cls, same: bool) -> bool:
+        if not same:
+            raise ValueError("is how train icl works: a query's examples are other rows of its step")
+        return same
+
+
+class TrainIclOptions(ExampleOptions, TrainLlmOptions):
+    """Options of `bgectl train icl`."""
 
 
 class HeadOptions(Options):

@@ -114,11 +114,12 @@ def sigmoid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def embedder_scorer(options: ScoreOptions, hub: Hub) -> Scorer:
     """The teacher is an embedder: the similarity of its vectors."""
+    given = "query_instruction_format_for_rerank" in options.model_fields_set
     embedder = load_embedder(
         options.reranker_name_or_path,
         pooling=options.pooling_method,
         query_instruction=options.query_instruction_for_rerank,
-        query_format=options.query_instruction_format_for_rerank,
+        query_format=options.query_instruction_format_for_rerank if given else None,
         passage_instruction=options.passage_instruction_for_rerank,
         passage_format=options.passage_instruction_format_for_rerank,
         query_max_length=options.reranker_query_max_length or options.reranker_max_length,

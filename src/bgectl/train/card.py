@@ -35,6 +35,78 @@ model.encode(["..."], return_dense=True, return_sparse=True, return_colbert_vecs
 """
 
 
+ADAPTER_USAGE = """\
+This folder holds a LoRA adapter; it works together with its base model. `bgectl eval` and `bgectl mine` take it as it
+is, and
+
+```
+bgectl merge-lora {folder} {folder}-merged
+```
+
+makes a whole model of both, which sentence-transformers, transformers and FlagEmbedding open. In Python, by peft:
+
+```python
+from peft import AutoPeftModelForFeatureExtraction
+
+model = AutoPeftModelForFeatureExtraction.from_pretrained("{folder}")
+```
+
+A text's vector is the {pooling} vector of the last hidden states; the tokenizer of this folder ends each text in EOS.
+"""
+
+DECODER_USAGE = """\
+```python
+from FlagEmbedding import {kind}
+
+model = {kind}("{folder}"{arguments})
+queries = model.encode_queries(["..."])
+passages = model.encode_corpus(["..."])
+scores = queries @ passages.T
+```
+"""
+
+
+def merged_card(*, name: str, base_model: str, adapters: Sequence[str], facts: EmbedderFacts) -> str:
+    """The README.md of a model that `merge-lora` made.
+
+    Args:
+        name: Its title.
+        base_model: The base.
+        adapters: Where the adapters lay, in the order they were added.
+        facts: Pooling and prompts.
+    """
+    lines = [_front_matter(base_model), f"# {name}", ""]
+    lines += [f"`{base_model}` with {len(adapters)} LoRA adapter{'s' if len(adapters) > 1 else ''} merged into it by "]
+    lines[-1] += f"bgectl {__version__}: {', '.join(f'`{Path(adapter).name}`' for adapter in adapters)}."
+    lines += ["", *_facts(facts), "", "## Use", "", _usage(Path(name), facts), *_decoder_usage(name, facts)]
+    return "\n".join(lines)
+
+
+def _facts(facts: EmbedderFacts) -> list[str]:
+    lines = ["| | |", "|-|-|", f"| Pooling | {facts.pooling} |"]
+    lines += [f"| Normalised | {'yes' if facts.normalize else 'no'} |", f"| Tokens | {facts.max_length} |"]
+    lines += [f"| Query prompt | {_code(facts.query_prompt)} |", f"| Passage prompt | {_code(facts.passage_prompt)} |"]
+    if facts.query_format != "{}{}" or facts.query_suffix:
+        lines += [
+            f"| Query instruction | {_code(facts.query_instruction)} |",
+            f"| Query format | {_code(facts.query_format)} |",
+            f"| Query suffix | {_code(facts.query_suffix)} |",
+        ]  # fmt: skip
+    return lines
+
+
+def _decoder_usage(name: str, facts: EmbedderFacts) -> list[str]:
+    if facts.pooling != "last_token":
+        return []
+    kind = "FlagICLModel" if facts.query_suffix else "FlagLLMModel"
+    arguments = ""
+    if facts.query_instruction:
+        arguments += f", query_instruction_for_retrieval={facts.query_instruction!r}"
+        arguments += f", query_instruction_format={facts.query_format!r}"
+    arguments += f", suffix={facts.query_suffix!r}" if facts.query_suffix else ""
+    return ["or", "", DECODER_USAGE.format(kind=kind, folder=name, arguments=arguments)]
+
+
 def model_card(
     *,
     folder: Path,
@@ -49,6 +121,7 @@ def model_card(
     steps: int,
     loss: float | None,
     colbert: tuple[int, int] | None = None,
+    adapter: bool = False,
 ) -> str:
     """The text of README.md.
 
@@ -65,13 +138,15 @@ def model_card(
         steps: Steps trained.
         loss: The mean loss.
         colbert: Size of the hidden states and of the ColBERT vectors, where the model has the heads of M3.
+        adapter: The folder holds an adapter without its base.
     """
     lines = [_front_matter(base_model), f"# {folder.name}", ""]
     lines += [f"A text embedder fine-tuned from `{base_model}` with bgectl {__version__}.", ""]
-    lines += ["| | |", "|-|-|", f"| Pooling | {facts.pooling} |"]
-    lines += [f"| Normalised | {'yes' if facts.normalize else 'no'} |", f"| Tokens | {facts.max_length} |"]
-    lines += [f"| Query prompt | {_code(facts.query_prompt)} |", f"| Passage prompt | {_code(facts.passage_prompt)} |"]
-    lines += ["", "## Use", "", _usage(folder, facts)]
+    lines += _facts(facts)
+    if adapter:
+        lines += ["", "## Use", "", ADAPTER_USAGE.format(folder=folder.name, pooling=facts.pooling)]
+    else:
+        lines += ["", "## Use", "", _usage(folder, facts), *_decoder_usage(folder.name, facts)]
     lines += [_heads_usage(folder, facts, *colbert)] if colbert else []
     lines += ["## Training data", ""]
     lines += ["| dataset | rows | passages a query | queries a step | steps an epoch |", "|-|-:|-:|-:|-:|"]

@@ -6,6 +6,7 @@ Letters: B queries, G passages a group, T texts (B queries, then the distinct pa
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bgectl.data.datasets import Collection
 from bgectl.data.draw import SYMMETRIC_TEXTS, Group, draw_group, sampler
+from bgectl.data.icl import IclTexts
 from bgectl.data.prompts import Prompts
 from bgectl.encode import plan_batches, tokenize
 from bgectl.train.batches import RowKey
@@ -29,6 +31,8 @@ class Drawn:
 
     group: Group
     place: str
+    draws: str = ""
+    """Names the row's randomness: seed, epoch and row."""
 
 
 class Groups(TorchDataset[Drawn]):
@@ -59,7 +63,7 @@ class Groups(TorchDataset[Drawn]):
             symmetric=self.same_dataset and row.type in SYMMETRIC_TEXTS,
             own_negatives_only=dataset.own_negatives_only,
         )
-        return Drawn(group, file)
+        return Drawn(group, file, f"{self.seed}/{key.epoch}/{key.row}")
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Collator:
         piece_tokens: Tokens of a piece, padding included.
         piece_texts: Texts of a piece at most.
         distill: Hand on teacher scores.
+        end: The id that texts are ended with; see `decoder.end_of`.
+        icl: Puts examples before queries, and a suffix behind; None where texts are read as they are.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -83,6 +89,20 @@ class Collator:
     piece_texts: int = 1 << 30
     pad_to_multiple_of: int | None = None
     distill: bool = False
+    end: int | None = None
+    icl: IclTexts | None = None
+
+    def texts(self, drawn: Sequence[Drawn]) -> tuple[list[str], list[str]]:
+        """Queries and passages as the model reads them; a group's passages stand together."""
+        groups = [item.group for item in drawn]
+        if self.icl is None:
+            return [group.query for group in groups], [text for group in groups for text in group.passages]
+        queries = self.icl.queries(groups, lambda place: random.Random(f"{drawn[place].draws}/examples"))
+        return queries, [self.icl.passage(text, group) for group in groups for text in group.passages]
+
+    def tokens(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """Token ids of each text."""
+        return tokenize(self.tokenizer, texts, max_length, self.end)[0]
 
     def __call__(self, drawn: Sequence[Drawn]) -> dict[str, Any]:
         """Tensors of one step.
@@ -94,10 +114,9 @@ class Collator:
             None; `places`: where the rows stand; `tokens`: how many tokens are not padding.
         """
         groups = [item.group for item in drawn]
-        distinct, passage_index = _distinct([text for group in groups for text in group.passages])
-        queries, _ = tokenize(self.tokenizer, [group.query for group in groups], self.query_max_len)
-        passages, _ = tokenize(self.tokenizer, distinct, self.passage_max_len)
-        texts = queries + passages
+        query_texts, passage_texts = self.texts(drawn)
+        distinct, passage_index = _distinct(passage_texts)
+        texts = self.tokens(query_texts, self.query_max_len) + self.tokens(distinct, self.passage_max_len)
         pieces, place_of = self._pieces(texts)
         text_index = torch.cat([torch.arange(len(groups)), torch.tensor(passage_index) + len(groups)])
         return {

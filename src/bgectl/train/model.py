@@ -13,23 +13,26 @@ from transformers import PreTrainedTokenizerBase
 from bgectl import console
 from bgectl.data.datasets import Collection
 from bgectl.data.prompts import Prompts, prefix_of
-from bgectl.errors import RunError, UsageError
+from bgectl.errors import UsageError
 from bgectl.models.decoder import is_decoder
 from bgectl.models.encoder import Encoder, load_backbone, load_tokenizer, position_limit
 from bgectl.models.facts import EmbedderFacts, embedder_facts
 from bgectl.models.hub import Hub
-from bgectl.models.lora import add_adapters
+from bgectl.models.lora import Lora, add_adapters
 from bgectl.models.m3 import with_heads
-from bgectl.options.train import TrainBaseOptions, TrainM3Options, TrainOptions
+from bgectl.models.weights import open_weights
+from bgectl.options.train import TrainBaseOptions, TrainIclOptions, TrainLlmOptions, TrainM3Options, TrainOptions
+from bgectl.train.decoder import base_name, check_kind, load_decoder
 
 
 def load_model(options: TrainOptions, collection: Collection) -> tuple[Encoder, PreTrainedTokenizerBase, EmbedderFacts]:
-    """The encoder in float32, its tokenizer, and what will be written beside the trained weights."""
+    """The encoder, its tokenizer, and what will be written beside the trained weights, which are in float32."""
     hub = Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code)
     name = options.model_name_or_path
-    if is_decoder(name, hub):
-        raise RunError("is a decoder; this version trains encoders", where=name)
-    facts = embedder_facts(name, hub, pooling=options.sentence_pooling_method)
+    decoder = is_decoder(name, hub)
+    check_kind(name, decoder=decoder, wanted=isinstance(options, TrainLlmOptions))
+    usual = "last_token" if decoder else "cls"
+    facts = embedder_facts(name, hub, default_pooling=usual, pooling=options.sentence_pooling_method)
     console.info(f"{name}: {facts.describe()}")
     query, passage = saved_prompts(options, collection)
     if facts.query_prompt and facts.query_prompt != query:
@@ -37,10 +40,11 @@ def load_model(options: TrainOptions, collection: Collection) -> tuple[Encoder, 
             f"{name} was trained with the query prompt {facts.query_prompt!r} and this run uses {query!r}; "
             "--query-instruction-for-retrieval sets it"
         )
-    tokenizer = load_tokenizer(options.tokenizer_name or name, hub)
-    backbone = load_backbone(
-        name, hub, config_name=options.config_name, attention=options.attn_implementation
-    )  # fmt: skip
+    if isinstance(options, TrainLlmOptions):
+        encoder, tokenizer = load_decoder(options, hub, facts.pooling)
+    else:
+        encoder, tokenizer = load_encoder(options, hub, facts.pooling)
+    backbone: Any = encoder.backbone
     limit = position_limit(backbone.config)
     longest = max(options.query_max_len, options.passage_max_len)
     facts = replace(
@@ -48,19 +52,21 @@ def load_model(options: TrainOptions, collection: Collection) -> tuple[Encoder, 
         normalize=options.normalize_embeddings,
         query_prompt=query,
         passage_prompt=passage,
+        query_instruction=query_instruction(options, collection) or "",
+        query_format=options.query_instruction_format,
+        query_suffix=options.icl_suffix_str if isinstance(options, TrainIclOptions) else "",
         max_length=min(longest, limit or longest),
         sources={},
     )
+    if encoder.lora is not None:
+        tell_trained(backbone)
     if options.fix_position_embedding:
         freeze_positions(backbone)
-    lora = adapters_of(options, backbone)
     if options.gradient_checkpointing:
         recompute_activations(backbone)
     if options.torch_compile:
         # Pieces are of all lengths; in place, so that the weights keep their names.
         backbone.compile(dynamic=True)
-    encoder = Encoder(backbone, facts.pooling)
-    encoder.lora = lora
     if isinstance(options, TrainM3Options) and options.heads:
         encoder = with_heads(encoder, name, tokenizer, hub, colbert_dim=options.colbert_dim, new=True)
         if options.fix_encoder:
@@ -68,19 +74,28 @@ def load_model(options: TrainOptions, collection: Collection) -> tuple[Encoder, 
     return encoder, tokenizer, facts
 
 
-def adapters_of(options: TrainOptions, backbone: Any) -> Any:
-    """The configuration of the adapters that are put into the backbone; None where its own weights are trained."""
-    if not isinstance(options, TrainBaseOptions | TrainM3Options) or not options.use_lora:
-        return None
-    lora = add_adapters(
-        backbone, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout,
-        targets=options.target_modules, base=options.model_name_or_path,
-    )  # fmt: skip
+def load_encoder(options: TrainOptions, hub: Hub, pooling: str) -> tuple[Encoder, PreTrainedTokenizerBase]:
+    """The encoder in float32, with adapters where they are trained, and its tokenizer."""
+    name = options.model_name_or_path
+    tokenizer = load_tokenizer(options.tokenizer_name or name, hub)
+    backbone = load_backbone(name, hub, config_name=options.config_name, attention=options.attn_implementation)
+    encoder = Encoder(backbone, pooling)
+    if isinstance(options, TrainBaseOptions | TrainM3Options) and options.use_lora:
+        config = add_adapters(
+            backbone, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout,
+            targets=options.target_modules, base=base_name(name),
+        )  # fmt: skip
+        weights = open_weights(name, hub)
+        encoder.lora = Lora(config, None if weights is None else weights.fingerprint())
+    return encoder, tokenizer
+
+
+def tell_trained(backbone: Any) -> None:
+    """Say how much of a model with adapters is trained."""
     parameters = list(backbone.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in parameters)
     console.info(f"LoRA: {trained:,} of {total:,} weights are trained ({trained / total:.1%})")
-    return lora
 
 
 def recompute_activations(backbone: Any) -> None:

@@ -24,6 +24,7 @@ SAMPLED_STEPS = 20
 """Steps that a dry run looks at to find a large one."""
 
 MIB = 2**20
+UNCUT = 1 << 30
 
 
 def report(plan: BatchPlan, collection: Collection, options: TrainOptions) -> None:
@@ -72,16 +73,20 @@ def show_example(number: int, groups: Groups, collator: Collator) -> None:
     """Print the first row of a dataset as the model will see it: with prompts, special tokens and cut to length."""
     dataset = groups.collection.datasets[number]
     row = sum(len(before) for before in groups.collection.datasets[:number])
-    drawn = groups[RowKey(0, number, 0, row)]
+    # Examples in a query come from other rows of its step.
+    count = min(len(dataset), dataset.batch_size) if collator.icl else 1
+    several = [groups[RowKey(0, number, place, row + place)] for place in range(count)]
+    drawn = several[0]
     _print(f"\n{dataset.name}: the row at {drawn.place}, as drawn in the first epoch")
-    texts = [("query", drawn.group.query, collator.query_max_len)]
+    queries, passages = collator.texts(several)
+    texts = [("query", queries[0], collator.query_max_len)]
     texts += [
         ("positive" if place == 0 else "negative", text, collator.passage_max_len)
-        for place, text in enumerate(drawn.group.passages)
+        for place, text in enumerate(passages[: len(drawn.group.passages)])
     ]
     for place, (kind, text, length) in enumerate(texts):
-        whole = len(collator.tokenizer(text)["input_ids"])
-        ids = collator.tokenizer(text, truncation=True, max_length=length)["input_ids"]
+        whole = len(collator.tokens([text], UNCUT)[0])
+        ids = collator.tokens([text], length)[0]
         cut = f", cut from {whole}" if whole > len(ids) else ""
         score = ""
         if drawn.group.scores is not None and place > 0:
@@ -129,9 +134,10 @@ def estimate_memory(steps: Sequence[dict[str, Any]], encoder: Encoder, options: 
     given = options.deepspeed or ""
     stage = 3 if options.fsdp else int(given) if given.isdigit() else 0
     parameters = list(encoder.parameters())
-    count = sum(parameter.numel() for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    half = 2 * count if options.bf16 or options.fp16 else 0
+    own = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    # What is held in four bytes is copied for a computation in half precision.
+    half = 2 * sum(p.numel() for p in parameters if p.element_size() == 4) if options.bf16 or options.fp16 else 0
     # AdamW keeps two numbers for each weight; optimisers in 8 bits a quarter of that, Adafactor nearly nothing.
     state = {"adafactor": 0.1, "sgd": 0.0}.get(options.optim, 2.0 if "8bit" in options.optim else 8.0)
     per_text = held_per_text(encoder, options)
@@ -147,7 +153,7 @@ def estimate_memory(steps: Sequence[dict[str, Any]], encoder: Encoder, options: 
     candidates = queries * chosen["group_size"] * (world if options.cross_device else 1)
     vectors = (queries + candidates) * encoder.dimension * 4
     return Memory(
-        weights=(4 * count + half) // (world if stage == 3 else 1),
+        weights=(own + half) // (world if stage == 3 else 1),
         gradients=4 * trained // (world if stage >= 2 else 1),
         optimizer=int(state * trained) // (world if stage >= 1 else 1),
         activations=int(max(activations) if cached else sum(activations)),

@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArgum
 
 from bgectl import __version__, console
 from bgectl.data.datasets import Collection, build_datasets
+from bgectl.data.icl import IclTexts, Wording
 from bgectl.data.prompts import Prompts
-from bgectl.distributed import gather_objects
+from bgectl.distributed import gather_objects, patient_barrier
 from bgectl.encode import embedder_over
 from bgectl.errors import DataError, Interrupted, RunError, UsageError
 from bgectl.evaluate.judged import Judged, load_judged
@@ -30,11 +31,13 @@ from bgectl.heads import SCORES
 from bgectl.launch import Place, place
 from bgectl.losses.embedding import EmbeddingLoss
 from bgectl.losses.unified import HEADS, UnifiedLoss
-from bgectl.models.encoder import ADAPTER, Encoder, quiet_libraries, save_embedder
+from bgectl.models.adapter import save_adapter
+from bgectl.models.encoder import ADAPTER, Encoder, quiet_libraries, save_beside, save_embedder, written
 from bgectl.models.facts import EmbedderFacts
-from bgectl.models.lora import merged, save_adapter
+from bgectl.models.hub import Hub
+from bgectl.models.lora import merged, trained_names
 from bgectl.models.m3 import apart, colbert_sizes, save_heads
-from bgectl.options.train import TrainM3Options, TrainOptions
+from bgectl.options.train import TrainIclOptions, TrainLlmOptions, TrainM3Options, TrainOptions
 from bgectl.train.arguments import check_machine, check_trainer_names, training_arguments
 from bgectl.train.batches import BatchPlan
 from bgectl.train.card import model_card
@@ -50,6 +53,7 @@ from bgectl.train.folder import (
     write_mark,
     write_model,
 )
+from bgectl.train.merge import merge
 from bgectl.train.model import (
     fit_lengths,
     load_model,
@@ -61,6 +65,9 @@ from bgectl.train.monitor import Checkpoints, Collapse, HeldOut, Progress, draw_
 from bgectl.train.objective import DenseObjective, M3Objective, Objective
 from bgectl.train.report import caches, report, show_dry_run
 from bgectl.train.trainer import EmbedderTrainer, FromRoot, StepModel
+
+MERGED = "merged_model"
+"""Where the whole model lies in the output folder of a training with adapters."""
 
 METRIC = "nDCG@10"
 """Decides which weights are the best."""
@@ -82,10 +89,20 @@ class Model:
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write the folder with these weights; see `EmbedderTrainer.weights`."""
         backbone, heads = apart(state)
-        if self.encoder.lora is not None:
-            save_adapter(folder / ADAPTER, backbone, self.encoder.lora)
-            backbone = merged(backbone, self.encoder.lora)
-        save_embedder(folder, self.encoder.backbone, self.tokenizer, self.facts, state=backbone)
+        lora, module = self.encoder.lora, self.encoder.backbone
+        if lora is not None:
+            place = folder if lora.alone else folder / ADAPTER
+            trained = trained_names(module)
+            with written(place):
+                save_adapter(
+                    place, {name: weight for name, weight in backbone.items() if name in trained}, lora.config,
+                    fingerprint=lora.fingerprint, before=lora.before,
+                )  # fmt: skip
+            save_beside(place, self.tokenizer, self.facts, module.config)
+            if lora.alone:
+                return
+            backbone = merged(backbone, lora.config)
+        save_embedder(folder, module, self.tokenizer, self.facts, state=backbone)
         if heads:
             save_heads(folder, heads)
 
@@ -178,7 +195,19 @@ def collator_of(options: TrainOptions, model: Model, small_pieces: bool) -> Coll
         piece_texts=options.sub_batch_size or 1 << 30,
         pad_to_multiple_of=options.pad_to_multiple_of,
         distill=options.knowledge_distillation,
+        end=model.encoder.end,
+        icl=icl_of(options, model),
     )
+
+
+def icl_of(options: TrainOptions, model: Model) -> IclTexts | None:
+    """What puts examples before queries; None where nothing does."""
+    if not isinstance(options, TrainIclOptions):
+        return None
+    return IclTexts(
+        Wording(model.tokenizer, options.icl_suffix_str, model.encoder.end), *model.lengths,
+        options.example_query_max_len, options.example_passage_max_len, options.retrieval_use_examples,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -377,7 +406,10 @@ def finish(
     """Write the final folder: best weights, card, options, curves; then say where it is."""
     steps = trainer.state.global_step
     state = trainer.weights()
+    merges = isinstance(options, TrainLlmOptions) and options.save_merged_lora_model
+    meet = patient_barrier() if merges else lambda: None
     if not here.first:
+        meet()
         return
     kept = None
     best = options.output_dir / BEST
@@ -411,11 +443,25 @@ def finish(
             steps=steps,
             loss=mean_loss(trainer.state.log_history),
             colbert=colbert_sizes(model.encoder),
+            adapter=model.encoder.lora is not None and model.encoder.lora.alone,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         versions = f"# bgectl {__version__}, transformers {transformers.__version__}, torch {torch.__version__}\n"
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         (folder / "options.yaml").write_text(versions + text, encoding="utf-8")
 
-    write_mark(options.output_dir, write_model(options.output_dir, write))
-    console.info(f"trained model: {options.output_dir}" + (f" (weights of {kept})" if kept else ""))
+    made = write_model(options.output_dir, write)
+    write_mark(options.output_dir, [*made, MERGED] if merges else made)
+    what = "adapter" if model.encoder.lora is not None and model.encoder.lora.alone else "model"
+    console.info(f"trained {what}: {options.output_dir}" + (f" (weights of {kept})" if kept else ""))
+    if merges:
+        save_merged(options)
+    meet()
+
+
+def save_merged(options: TrainOptions) -> None:
+    """Write the adapter and its base as a whole model into the output folder; what a former run left there goes."""
+    target = options.output_dir / MERGED
+    shutil.rmtree(target, ignore_errors=True)
+    hub = Hub(None, options.cache_dir, options.token, options.trust_remote_code)
+    merge([str(options.output_dir)], target, hub=hub, base=options.model_name_or_path, base_revision=options.revision)

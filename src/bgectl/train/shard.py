@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,28 @@ def shard(model: nn.Module, layer_names: set[str], device: torch.device, *, bf16
         raise RunError(f"{len(whole)} weights were not sharded, such as {whole[0]}")
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The whole weights, in the first process; nothing in the others. All processes call this."""
-    state: dict[str, Any] = get_model_state_dict(model, options=WHOLE)
+def whole_weights(model: nn.Module, *, frozen: bool = True) -> dict[str, Tensor]:
+    """The whole weights, in the first process; nothing in the others. All processes call this.
+
+    Args:
+        model: A model that was cut.
+        frozen: Those that are not trained too.
+    """
+    state: dict[str, Any] = get_model_state_dict(model, options=replace(WHOLE, ignore_frozen_params=not frozen))
     return state if rank() == 0 else {}
+
+
+def gathered_weights(model: nn.Module, names: set[str]) -> dict[str, Tensor]:
+    """Some of the weights that DeepSpeed has cut, whole, in the first process; all processes call this."""
+    import deepspeed
+
+    state = {}
+    for name, parameter in model.named_parameters():
+        if name in names:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if rank() == 0:
+                    state[name] = parameter.detach().cpu().clone()
+    return state
 
 
 def save_optimizer(model: nn.Module, optimizer: Any, folder: Path) -> None:

@@ -19,12 +19,13 @@ from bgectl.distributed import gather, largest, world
 from bgectl.errors import RunError
 from bgectl.gradcache import cached_backward, joined
 from bgectl.models.encoder import Encoder
+from bgectl.models.lora import trained_names
 from bgectl.train.batches import BatchPlan
 from bgectl.train.collate import AsArrays, Collator, Drawn, Groups, as_tensors
 from bgectl.train.model import learning_rates
 from bgectl.train.monitor import Stopping
 from bgectl.train.objective import Objective
-from bgectl.train.shard import Sharded, load_optimizer, save_optimizer, shard, whole_weights
+from bgectl.train.shard import Sharded, gathered_weights, load_optimizer, save_optimizer, shard, whole_weights
 
 ENCODER, BACKBONE = "encoder.", "backbone."
 """What stands before the names of the encoder's weights in a `StepModel`, and of the backbone's in an encoder."""
@@ -291,14 +292,21 @@ class EmbedderTrainer(Trainer):
     def weights(self) -> dict[str, Tensor]:
         """The weights, whole, in every process that holds some; all processes call this.
 
-        The backbone's have the names they have in its files, the heads' those they have in the encoder.
+        The backbone's have the names they have in its files, the heads' those they have in the encoder. Where adapters
+        are saved alone, they are those that are trained: the others are never gathered.
         """
+        lora = self.model.encoder.lora
+        only = trained_names(self.model) if lora is not None and lora.alone else None
         if not self.sharded:
             state = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
         elif self.fsdp:
-            state = whole_weights(self.model)
+            state = whole_weights(self.model, frozen=only is None)
+        elif only is not None and self.model_wrapped.zero_optimization_partition_weights():
+            state = gathered_weights(self.model, only)
         else:
             state = self.accelerator.get_state_dict(self.model_wrapped) or {}
+        if only is not None:
+            state = {name: tensor for name, tensor in state.items() if name in only}
         named = {name.removeprefix(ENCODER): tensor for name, tensor in state.items() if name.startswith(ENCODER)}
         return {name.removeprefix(BACKBONE): tensor for name, tensor in named.items()}
 
