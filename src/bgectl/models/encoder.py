@@ -101,7 +101,7 @@ def load_tokenizer(name: str, hub: Hub, *, decoder: bool = False, slow: bool = F
     check_model_name(name)
     if model_file(name, "tokenizer_config.json", hub) is None:
         name = base_of(name, hub) or name
-    form = {"use_fast": False} if slow else {}
+    form: dict[str, Any] = ({"use_fast": False} if slow else {}) | ({"padding_side": "left"} if decoder else {})
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **form, **hub.arguments())
     except (OSError, ValueError) as problem:
@@ -111,10 +111,8 @@ def load_tokenizer(name: str, hub: Hub, *, decoder: bool = False, slow: bool = F
             f"transformers {transformers.__version__} has no slow tokenizer for {name}", where="--use-slow-tokenizer",
             hint="leave it out",
         )  # fmt: skip
-    if decoder:
-        tokenizer.padding_side = "left"
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if decoder and tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise RunError("the tokenizer has no padding token", where=name)
     return tokenizer

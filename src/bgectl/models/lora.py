@@ -111,22 +111,18 @@ def inject(backbone: Any, config: LoraConfig) -> None:
 
 
 def train_whole(backbone: Any, ends: Sequence[str]) -> None:
-    """Make modules trainable, named by the ends of their names.
+    """Make modules trainable, named by the ends of their names as peft does: `norm` means `input_layernorm` too.
 
     Raises:
         UsageError: There is no such module.
     """
     for end in ends:
-        chosen = [module for name, module in backbone.named_modules() if _ends(name, end)]
+        chosen = [module for name, module in backbone.named_modules() if name.endswith(end)]
         if not chosen:
             raise UsageError("the model has no such module", where=f"--modules-to-save {end}")
         for parameter in (parameter for module in chosen for parameter in module.parameters()):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-
-
-def _ends(name: str, end: str) -> bool:
-    return name == end or name.endswith(f".{end}")
 
 
 def new_token_ids(config: Any) -> list[int]:
