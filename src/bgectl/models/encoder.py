@@ -145,7 +145,7 @@ def load_backbone(
         return backbone
     try:
         config = AutoConfig.from_pretrained(config_name or name, **hub.arguments())
-        extra: dict[str, Any] = {"add_pooling_layer": False} if _takes_pooler_flag(config) else {}
+        extra = without_pooler(config)
         if attention is not None:
             extra["attn_implementation"] = attention
         if quantization is not None:
@@ -170,10 +170,12 @@ def load_backbone(
     return backbone
 
 
-def _takes_pooler_flag(config: Any) -> bool:
+def without_pooler(config: Any) -> dict[str, Any]:
+    """What AutoModel is to be told so that the model has no pooler."""
     kind = transformers.MODEL_MAPPING.get(type(config), None)
     kind = kind[0] if isinstance(kind, tuple) else kind
-    return kind is not None and "add_pooling_layer" in inspect.signature(kind.__init__).parameters
+    known = kind is not None and "add_pooling_layer" in inspect.signature(kind.__init__).parameters
+    return {"add_pooling_layer": False} if known else {}
 
 
 def position_limit(config: Any) -> int | None:

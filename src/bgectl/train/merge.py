@@ -32,6 +32,7 @@ from bgectl.models.encoder import (
     load_tokenizer,
     quiet_libraries,
     save_beside,
+    without_pooler,
     written,
 )
 from bgectl.models.facts import EmbedderFacts, embedder_facts
@@ -241,7 +242,9 @@ def write_merged(
         RunError: The adapters do not fit the base, or the disk is too small.
     """
     with torch.device("meta"):
-        skeleton = AutoModel.from_config(config, trust_remote_code=hub.trust_remote_code)
+        skeleton = AutoModel.from_config(
+            config, trust_remote_code=hub.trust_remote_code, **without_pooler(config)
+        )  # fmt: skip
     make_room(skeleton, max(adapter.rows for adapter in adapters))
     table = skeleton.get_input_embeddings().weight
     embedding = next(name for name, weight in skeleton.named_parameters() if weight is table)
