@@ -26,6 +26,11 @@ KINDS = {
     "adapters": (
         ["train", "base", "--negatives-cross-device", "--use-lora", "--lora-rank", 4, "--lora-dropout", 0.0], CUT,
     ),
+    "decoder": (
+        ["train", "llm", "--negatives-cross-device", "--lora-rank", 4, "--lora-dropout", 0.0,
+         "--additional-special-tokens", "<new>", "--query-instruction-for-retrieval", "x",
+         "--query-instruction-format", "{}<new>{}", "--save-merged-lora-model"], (*CUT, "stage 1"),
+    ),
 }  # fmt: skip
 
 
@@ -64,8 +69,14 @@ def without_dropout(tiny_bert, tmp_path_factory):
 
 def change(out, model):
     """The change of the weights that have a gradient: a key's bias moves no attention."""
-    after, before = load_file(out / "model.safetensors"), load_file(Path(model) / "model.safetensors")
-    return {name: after[name].float() - before[name] for name in after if not name.endswith("key.bias")}
+    merged = out / "merged_model"
+    after = load_file((merged if merged.is_dir() else out) / "model.safetensors")
+    before = load_file(Path(model) / "model.safetensors")
+    return {name: after[name].float()[: len(before[name])] - before[name]
+            for name in after if not name.endswith("key.bias")} | {
+        f"new rows of {name}": after[name][len(before[name]) :].float()
+        for name in after if len(after[name]) > len(before[name])
+    }  # fmt: skip
 
 
 def differs(one, other):
@@ -74,16 +85,17 @@ def differs(one, other):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_all_ways_take_the_same_steps(kind, rows, tmp_path, without_dropout):
+def test_all_ways_take_the_same_steps(kind, rows, tmp_path, without_dropout, decoders):
     changes = {}
     command, ways = KINDS[kind]
+    model = decoders["mistral"] if kind == "decoder" else without_dropout
     for name in ways:
         way = WAYS[name]
         if "--deepspeed" in way:
             pytest.importorskip("deepspeed")
         out = tmp_path / name.replace(" ", "")
         words = [
-            *command, "-m", without_dropout, "-t", rows, "-o", out, "-b", 4, "--train-group-size", 3,
+            *command, "-m", model, "-t", rows, "-o", out, "-b", 4, "--train-group-size", 3,
             "--device", "cpu", "--gradient-cache", "--sub-batch-tokens", 60,
             "--gradient-accumulation-steps", 2, "--learning-rate", 1e-3, "--save-steps", 2, "--save-total-limit", 3,
             "--dataloader-num-workers", 0, "--temperature", 0.1, "--eval-data", rows, "--eval-steps", 2, *way,
@@ -95,20 +107,30 @@ def test_all_ways_take_the_same_steps(kind, rows, tmp_path, without_dropout):
         cut = name in ("fsdp", "stage 3")
         assert all((0.4 < result["share"] < 0.7) == cut for result in results), (name, results)
         assert {result.get("stage") for result in results} == {int(name[-1]) if "stage" in name else None}
-        changes[name] = change(out, without_dropout)
+        changes[name] = change(out, model)
         assert max(value.abs().max() for value in changes[name].values()) > 1e-4
         assert differs(changes["plain"], changes[name]) < 2e-5, name
 
         # Gone on with from the middle, the run ends where it ended.
         assert newest(out).name == "checkpoint-4"
         shutil.rmtree(newest(out))
-        (out / "model.safetensors").unlink()
+        if kind == "decoder":
+            assert not (out / "model.safetensors").exists()
+            weights = load_file(out / "adapter_model.safetensors").values()
+            assert sum(weight.numel() for weight in weights) < 6000, "the base's weights were gathered too"
+            (out / "adapter_model.safetensors").unlink()
+        else:
+            (out / "model.safetensors").unlink()
         folder = tmp_path / f"again-{out.name}"
         folder.mkdir()
         results = run_distributed(train, 2, folder, [*words, "--resume", "auto"], join=False)
         assert [result["code"] for result in results] == [0, 0], name
-        again = change(out, without_dropout)
+        again = change(out, model)
         assert all(torch.equal(again[key], changes[name][key]) for key in again), name
+        if kind == "decoder":
+            with pytest.raises(SystemExit) as ending:
+                main(["merge-lora", str(out / "checkpoint-4"), str(tmp_path / f"merged-{out.name}")])
+            assert ending.value.code == 0, name
 
 
 def test_sharding_needs_processes(inside, rows, tmp_path, without_dropout):

@@ -486,6 +486,8 @@ class ExampleOptions(Options):
     """Tokens of an example's passage."""
     retrieval_use_examples: bool = True
     """Put examples before the queries of all rows; without it before those of symmetric types alone."""
+    query_max_len: int = Field(2048, ge=4)
+    """Tokens of a query with its examples, which leave 512 of them to the query itself; what is longer is cut."""
     icl_suffix_str: str = "\nResponse:"
     """What stands behind a query, and between the query and the passage of an example."""
     same_dataset_within_batch: bool = True

@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from bgectl import __version__, console
 from bgectl.data.datasets import Collection, build_datasets
-from bgectl.data.icl import IclTexts, Wording
+from bgectl.data.icl import KEPT_FREE, IclTexts, Wording
 from bgectl.data.prompts import Prompts
 from bgectl.distributed import gather_objects, patient_barrier
 from bgectl.encode import embedder_over
@@ -204,6 +205,10 @@ def icl_of(options: TrainOptions, model: Model) -> IclTexts | None:
     """What puts examples before queries; None where nothing does."""
     if not isinstance(options, TrainIclOptions):
         return None
+    if model.lengths[0] <= KEPT_FREE:
+        console.warn(
+            f"queries of {model.lengths[0]} tokens have no examples: {KEPT_FREE} are kept free for the query itself"
+        )
     return IclTexts(
         Wording(model.tokenizer, options.icl_suffix_str, model.encoder.end), *model.lengths,
         options.example_query_max_len, options.example_passage_max_len, options.retrieval_use_examples,
@@ -461,6 +466,8 @@ def finish(
 
 def save_merged(options: TrainOptions) -> None:
     """Write the adapter and its base as a whole model into the output folder; what a former run left there goes."""
+    # Else transformers would cut what is loaded now over all processes, which are not here.
+    unset_hf_deepspeed_config()
     target = options.output_dir / MERGED
     shutil.rmtree(target, ignore_errors=True)
     hub = Hub(None, options.cache_dir, options.token, options.trust_remote_code)

@@ -69,6 +69,11 @@ class FromRoot(nn.Module):
         """D."""
         return self.model.encoder.dimension
 
+    @property
+    def end(self) -> int | None:
+        """See `Encoder`."""
+        return self.model.encoder.end
+
 
 class PlannedLoader(DataLoader[Drawn]):
     """A data loader whose batches the plan decides."""
