@@ -89,10 +89,10 @@ def help_page(name: str, model: type[Options], summary: str, epilog: str | None 
 
 
 def _row(option: Described) -> help.Row:
-    return (
-        f"{option.spelled} {option.value}".rstrip(),
-        f"{option.text} {option.notes.replace(' ', help.NO_BREAK)}".strip(),
-    )
+    notes = option.notes
+    # Short ones stay on one line.
+    notes = notes.replace(" ", help.NO_BREAK) if len(notes) < 30 else notes
+    return f"{option.spelled} {option.value}".rstrip(), f"{option.text} {notes}".strip()
 
 
 def _place(option: Described) -> str:

@@ -149,7 +149,9 @@ def load_backbone(
         if attention is not None:
             extra["attn_implementation"] = attention
         if quantization is not None:
-            extra["quantization_config"] = quantization
+            # Weights in few bits lie where they are made; each process has a device of its own.
+            place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+            extra |= {"quantization_config": quantization, "device_map": {"": place}}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             backbone, loading = AutoModel.from_pretrained(

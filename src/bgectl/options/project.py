@@ -42,6 +42,21 @@ def project_values(model: str) -> dict[str, dict[str, Any]]:
             "knowledge_distillation": True, "kd_loss_type": "m3_kd_loss", "use_self_distill": True,
             "same_dataset_within_batch": True,
         },
+        "train llm": {
+            "model_name_or_path": "BAAI/bge-multilingual-gemma2", "train_data": ["scored.jsonl"],
+            "output_dir": f"{OUTPUT}-llm", "knowledge_distillation": True, "kd_loss_type": "m3_kd_loss",
+            "same_dataset_within_batch": True, "query_instruction_format": "<instruct>{}\n<query>{}",
+            "lora_rank": 32, "lora_alpha": 64.0, "bf16": True, "gradient_checkpointing": True,
+            "save_merged_lora_model": True,
+        },
+        "train icl": {
+            "model_name_or_path": "BAAI/bge-en-icl", "train_data": ["scored.jsonl"], "output_dir": f"{OUTPUT}-icl",
+            "knowledge_distillation": True, "query_instruction_format": "<instruct>{}\n<query>{}",
+            "icl_suffix_str": "\n<response>", "example_query_max_len": 256, "example_passage_max_len": 256,
+            "lora_rank": 32, "lora_alpha": 64.0, "bf16": True, "gradient_checkpointing": True,
+            "save_merged_lora_model": True,
+        },
+        "merge-lora": {"adapters": [f"{OUTPUT}-llm"], "output_dir": f"{OUTPUT}-llm-merged"},
         "eval": {"model_name_or_path": [model, OUTPUT], "eval_data": "eval"},
     }  # fmt: skip
 
