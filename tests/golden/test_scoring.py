@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bgectl.models.decoder_rerankers import teacher_kind
 from bgectl.models.hub import Hub
-from bgectl.models.rerankers import encode_pairs, load_cross_encoder, teacher_kind
+from bgectl.models.rerankers import encode_pairs, load_cross_encoder
 
 SHARED = Path(__file__).parents[3] / "shared" / "golden" / "scoring"
 GOLDEN = Path(os.environ.get("BGECTL_GOLDEN_SCORING", SHARED))

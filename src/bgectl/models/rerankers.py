@@ -7,44 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from tokenizers import Encoding
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from bgectl import console
 from bgectl.encode import over_devices, plan_batches
 from bgectl.errors import RunError
-from bgectl.models.encoder import load_config, load_tokenizer, position_limit
+from bgectl.models.encoder import load_tokenizer, position_limit
 from bgectl.models.hub import Hub, unreachable
 
 CHUNK = 65_536
 """Pairs tokenised at a time."""
 
 
-def teacher_kind(name: str, hub: Hub) -> str:
-    """`encoder-only-base` or `embedder`, as the model's configuration says.
-
-    Raises:
-        RunError: The model cannot be read, or is a decoder.
-    """
-    config = load_config(name, hub)
-    architectures = list(getattr(config, "architectures", None) or [])
-    if any(item.endswith("ForSequenceClassification") for item in architectures):
-        return "encoder-only-base"
-    if any(item.endswith("ForCausalLM") for item in architectures):
-        raise RunError(f"is a decoder ({architectures[0]}); this version scores with encoders", where=name)
-    return "embedder"
+Item = TypeVar("Item")
 
 
 @dataclass
-class CrossEncoder:
-    """A sequence classifier with one logit, on one or several devices."""
+class PairScorer(Generic[Item]):
+    """A model that scores pairs, on one or several devices."""
 
     models: list[Any]
     devices: list[torch.device]
@@ -53,7 +42,7 @@ class CrossEncoder:
     max_length: int
     batch_tokens: int
     batch_size: int
-    cut: int = 0
+    cut: int = field(default=0, init=False)
     """Pairs cut to their length so far."""
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
@@ -67,28 +56,54 @@ class CrossEncoder:
     def _score_chunk(
         self, pairs: Sequence[tuple[str, str]], out: npt.NDArray[np.float32], advance: console.Advance
     ) -> None:
-        encoded, cut = encode_pairs(self.tokenizer, pairs, self.query_max_length, self.max_length)
+        items, cut = self.encode(pairs)
         self.cut += cut
-        batches = plan_batches([len(pair.ids) for pair in encoded], self.batch_tokens, self.batch_size)
+        batches = plan_batches([self.length(item) for item in items], self.batch_tokens, self.batch_size)
 
-        def work(device: int, item: int) -> None:
-            batch = batches[item]
-            out[batch] = self._forward([encoded[index] for index in batch], device)
+        def work(device: int, number: int) -> None:
+            batch = batches[number]
+            with torch.inference_mode():
+                logits = self.forward([items[index] for index in batch], device)
+            out[batch] = logits.float().cpu().numpy()
             advance(len(batch))
 
         over_devices(len(batches), len(self.models), work)
 
-    def _forward(self, encoded: Sequence[Encoding], device: int) -> npt.NDArray[np.float32]:
-        features = {"input_ids": [pair.ids for pair in encoded]}
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[Item], int]:
+        """What the model reads of each pair, and how many pairs were cut."""
+        raise NotImplementedError
+
+    def length(self, item: Item) -> int:
+        """Tokens of a pair."""
+        raise NotImplementedError
+
+    def forward(self, items: Sequence[Item], device: int) -> Tensor:
+        """(N,) logits of a batch."""
+        raise NotImplementedError
+
+
+@dataclass
+class CrossEncoder(PairScorer[Encoding]):
+    """A sequence classifier with one logit."""
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[Encoding], int]:
+        """See `encode_pairs`."""
+        return encode_pairs(self.tokenizer, pairs, self.query_max_length, self.max_length)
+
+    def length(self, item: Encoding) -> int:
+        """Tokens of a pair."""
+        return len(item.ids)
+
+    def forward(self, items: Sequence[Encoding], device: int) -> Tensor:
+        """(N,) logits of a batch."""
+        features = {"input_ids": [pair.ids for pair in items]}
         if "token_type_ids" in self.tokenizer.model_input_names:
-            features["token_type_ids"] = [pair.type_ids for pair in encoded]
+            features["token_type_ids"] = [pair.type_ids for pair in items]
         inputs = self.tokenizer.pad(features, return_tensors="pt")
-        with torch.inference_mode():
-            logits = self.models[device](
-                **{key: value.to(self.devices[device]) for key, value in inputs.items()}
-            ).logits
-        result: npt.NDArray[np.float32] = logits.float().squeeze(-1).cpu().numpy()
-        return result
+        logits: Tensor = self.models[device](
+            **{key: value.to(self.devices[device]) for key, value in inputs.items()}
+        ).logits
+        return logits.squeeze(-1)
 
 
 def encode_pairs(

@@ -86,8 +86,13 @@ class Weights:
         return digest.hexdigest()
 
 
-def open_weights(name: str, hub: Hub) -> Weights | None:
+def open_weights(name: str, hub: Hub, *, heads: bool = False) -> Weights | None:
     """The weights of a model's backbone; None where it has no safetensors files.
+
+    Args:
+        name: Folder or hub name.
+        hub: How to reach it.
+        heads: Those of what stands on the backbone too.
 
     Raises:
         RunError: A file that the index names is missing or damaged.
@@ -109,7 +114,7 @@ def open_weights(name: str, hub: Hub) -> Weights | None:
                 inside = list(stream.keys())
         except (SafetensorError, OSError) as problem:
             raise RunError(f"the weights are damaged: {problem}", where=str(path)) from problem
-        places |= {in_backbone(key): (path, key) for key in inside if not key.startswith(HEADS)}
+        places |= {in_backbone(key): (path, key) for key in inside if heads or not key.startswith(HEADS)}
     return Weights(places)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from bgectl.options.base import Options
+from bgectl.options.base import Flag, Options
 from bgectl.options.common import DeviceOptions, HubOptions, InputFile, OutputFile, Pooling, two_places
 
 
@@ -20,15 +20,25 @@ class TeacherOptions(Options):
     output_file: OutputFile
     """The same rows with `pos_scores` and `neg_scores`; written beside and renamed into place."""
     reranker_name_or_path: str
-    """Name on the hub or folder of the teacher: a cross-encoder, or an embedder, whose similarity is the score."""
-    reranker_model_class: Literal["auto", "encoder-only-base", "embedder"] = "auto"
+    """Name on the hub or folder of the teacher: a cross-encoder, a decoder that scores pairs, or an embedder, whose
+    similarity is the score."""
+    reranker_model_class: Literal[
+        "auto",
+        "encoder-only-base",
+        "decoder-only-base",
+        "decoder-only-layerwise",
+        "decoder-only-lightweight",
+        "embedder",
+    ] = "auto"
     """Kind of the teacher; `auto` looks at its files."""
+    reranker_peft_path: Annotated[str | None, Flag(metavar="ADAPTER")] = None
+    """LoRA adapter to add to a decoder."""
     query_instruction_for_rerank: str | None = None
-    """Instruction for queries. Default: an embedder's own; none for a cross-encoder."""
+    """Instruction for queries. Default: an embedder's own; `A: ` for a decoder; none for a cross-encoder."""
     query_instruction_format_for_rerank: str = "{}{}"
     """How instruction and query are joined."""
     passage_instruction_for_rerank: str | None = None
-    """Instruction for passages."""
+    """Instruction for passages. Default: an embedder's own; `B: ` for a decoder; none for a cross-encoder."""
     passage_instruction_format_for_rerank: str = "{}{}"
     """How instruction and passage are joined."""
     reranker_batch_size: int = Field(3000, ge=1)
@@ -38,9 +48,19 @@ class TeacherOptions(Options):
     reranker_max_length: int = Field(512, ge=8)
     """Tokens of a pair; the passage is cut."""
     normalize: bool = False
-    """Put a cross-encoder's logit through a sigmoid."""
+    """Put a cross-encoder's or a decoder's logit through a sigmoid."""
     scale: float = Field(1.0, gt=0)
     """Multiply each score: the softmax of an embedder's cosines is flat at 1, and about 20 to 50 suits distillation."""
+    prompt: str | None = None
+    """What a decoder is asked about query A and passage B. Default: the question it was trained with."""
+    cutoff_layers: Annotated[list[int], Flag(metavar="LAYER")] = Field(default_factory=list, max_length=1)
+    """The layer whose head scores, of a layerwise or lightweight decoder. Default: the last."""
+    compress_layers: Annotated[list[Annotated[int, Field(ge=1)]], Flag(metavar="LAYER...")] = Field(
+        default_factory=list
+    )
+    """Layers before which a lightweight decoder makes the passage shorter."""
+    compress_ratio: int = Field(1, ge=1)
+    """Tokens of the passage that become one there."""
     pooling_method: Pooling | None = None
     """Pooling of an embedder. Default: seen from its files."""
 

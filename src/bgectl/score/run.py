@@ -14,10 +14,19 @@ from bgectl import console, jsonl
 from bgectl.data.prompts import instruct
 from bgectl.data.rows import Row, read_rows
 from bgectl.encode import choose_devices, choose_dtype, load_embedder, token_budget, weakest
-from bgectl.errors import DataError, RunError
+from bgectl.errors import DataError, RunError, UsageError
+from bgectl.models.decoder_rerankers import (
+    KINDS,
+    LAYERWISE,
+    LIGHTWEIGHT,
+    PASSAGE,
+    QUERY,
+    load_decoder_reranker,
+    teacher_kind,
+)
 from bgectl.models.encoder import quiet_libraries
 from bgectl.models.hub import Hub
-from bgectl.models.rerankers import load_cross_encoder, teacher_kind
+from bgectl.models.rerankers import PairScorer, load_cross_encoder
 from bgectl.options.score import ScoreOptions
 
 
@@ -50,7 +59,8 @@ def run(options: ScoreOptions) -> None:
     hub = Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code)
     asked = options.reranker_model_class
     kind = teacher_kind(options.reranker_name_or_path, hub) if asked == "auto" else asked
-    score = embedder_scorer(options, hub) if kind == "embedder" else cross_encoder_scorer(options, hub)
+    refuse_options_of_others(options, kind)
+    score = embedder_scorer(options, hub) if kind == "embedder" else pair_scorer(options, kind, hub)
     places, index = distinct_pairs(rows)
     values = score(list(places)) * np.float32(options.scale)
     if not np.isfinite(values).all():
@@ -77,18 +87,58 @@ def distinct_pairs(rows: Sequence[Row]) -> tuple[dict[Pair, int], list[list[int]
     return places, index
 
 
-def cross_encoder_scorer(options: ScoreOptions, hub: Hub) -> Scorer:
-    """The teacher is a cross-encoder: its logit, or the logit's sigmoid."""
+def refuse_options_of_others(options: ScoreOptions, kind: str) -> None:
+    """Options that mean nothing to a teacher of this kind are mistakes.
+
+    Raises:
+        UsageError: Names them.
+    """
+    of = {
+        "reranker_peft_path": KINDS, "prompt": KINDS, "cutoff_layers": (LAYERWISE, LIGHTWEIGHT),
+        "compress_layers": (LIGHTWEIGHT,), "compress_ratio": (LIGHTWEIGHT,),
+    }  # fmt: skip
+    given = [name for name in options.model_fields_set if kind not in of.get(name, (kind,))]
+    for name in sorted(given):
+        if getattr(options, name) != ScoreOptions.model_fields[name].get_default(call_default_factory=True):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{options.reranker_name_or_path} is of kind {kind}, which has no such thing", where=flag)
+    if options.compress_ratio > 1 and not options.compress_layers:
+        raise UsageError("nothing is compressed without --compress-layers", where="--compress-ratio")
+
+
+def pair_scorer(options: ScoreOptions, kind: str, hub: Hub) -> Scorer:
+    """The teacher reads query and passage together: its logit, or the logit's sigmoid."""
     devices = choose_devices(options.devices)
-    dtype = choose_dtype(options.dtype, weakest(devices), use_fp16=options.use_fp16, use_bf16=options.use_bf16)
-    model = load_cross_encoder(
-        options.reranker_name_or_path, hub=hub, devices=devices, dtype=dtype,
-        query_max_length=options.reranker_query_max_length, max_length=options.reranker_max_length,
-        batch_tokens=token_budget(options.batch_tokens, devices[0]), batch_size=options.reranker_batch_size,
+    decoder = kind in KINDS
+    # float16 overflows in some decoders.
+    half = "bfloat16" if decoder else "float16"
+    dtype = choose_dtype(
+        options.dtype, weakest(devices), use_fp16=options.use_fp16, use_bf16=options.use_bf16, half=half
     )  # fmt: skip
+    model: PairScorer[Any]
+    common: dict[str, Any] = {
+        "hub": hub, "devices": devices, "dtype": dtype, "query_max_length": options.reranker_query_max_length,
+        "max_length": options.reranker_max_length, "batch_tokens": token_budget(options.batch_tokens, devices[0]),
+        "batch_size": options.reranker_batch_size,
+    }  # fmt: skip
+    if decoder:
+        model = load_decoder_reranker(
+            options.reranker_name_or_path, kind, **common, prompt=options.prompt,
+            cutoff_layer=options.cutoff_layers[0] if options.cutoff_layers else None,
+            compress_layers=options.compress_layers, compress_ratio=options.compress_ratio,
+            adapter=options.reranker_peft_path,
+        )  # fmt: skip
+    else:
+        model = load_cross_encoder(options.reranker_name_or_path, **common)
+    query = instruction(options.query_instruction_for_rerank, QUERY if decoder else None)
+    passage = instruction(options.passage_instruction_for_rerank, PASSAGE if decoder else None)
 
     def score(pairs: Pairs) -> npt.NDArray[np.float32]:
-        logits = model.score([(query_text(options, pair.query), passage_text(options, pair.passage)) for pair in pairs])
+        logits = model.score([
+            (instruct(options.query_instruction_format_for_rerank, query, pair.query),
+             instruct(options.passage_instruction_format_for_rerank, passage, pair.passage))
+            for pair in pairs
+        ])  # fmt: skip
         if model.cut:
             console.warn(f"{model.cut:,} pairs were cut to their length")
         return sigmoid(logits) if options.normalize else logits
@@ -96,14 +146,9 @@ def cross_encoder_scorer(options: ScoreOptions, hub: Hub) -> Scorer:
     return score
 
 
-def query_text(options: ScoreOptions, text: str) -> str:
-    """The query with its instruction."""
-    return instruct(options.query_instruction_format_for_rerank, options.query_instruction_for_rerank, text)
-
-
-def passage_text(options: ScoreOptions, text: str) -> str:
-    """The passage with its instruction."""
-    return instruct(options.passage_instruction_format_for_rerank, options.passage_instruction_for_rerank, text)
+def instruction(given: str | None, own: str | None) -> str | None:
+    """What the user gave, an empty text too, else what the teacher was trained with."""
+    return own if given is None else given
 
 
 def sigmoid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
