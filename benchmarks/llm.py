@@ -2,17 +2,19 @@ r"""`bgectl train llm` beside FlagEmbedding's trainer of decoders: time and peak
 
 A random decoder of Mistral's shape: hidden size 512, 8 layers, 8 heads, 4 of keys and values, vocabulary 32,000; LoRA
 of rank 32 on all linear layers; float32 on a CPU. Queries have an instruction and two new tokens. Each step has the
-same texts, so that the difference of two runs is that of steps alike.
+same texts, so that the difference of two runs is that of steps alike. On a machine that is busy with other work set
+OMP_NUM_THREADS=1, where threads that wait for one another took four times as long as one alone, and go by the seconds
+of the processor.
 
 With `--large` and a GPU: the size of Mistral 7B, its weights in bfloat16, gradient checkpointing, all texts 512 tokens
 long. Model FLOPs utilisation is then
 
     T * (4 * N + 6 * A + 6 * L * D * layers) / seconds / peak
 
-with T tokens a step, N frozen weights beside the vocabulary's, A weights of adapters, L tokens of a text, D hidden size.
-Frozen weights take 2 in the forward pass and 2 for the gradient of what went into them, and none for a gradient of
-their own; adapters take the usual 6. Attention takes 4 * L * D in a layer, forward, of which causality leaves half, and
-twice that backward. What checkpointing computes again does not count as use. The weights need 15 GB of $TMPDIR.
+with T tokens a step, N frozen weights beside the vocabulary's, A weights of adapters, L tokens of a text, D hidden
+size. Frozen weights take 2 in the forward pass and 2 for the gradient of what went into them, and none for a gradient
+of their own; adapters take the usual 6. Attention takes 4 * L * D in a layer, forward, of which causality leaves half,
+and twice that backward. What checkpointing computes again does not count as use. The weights need 15 GB of $TMPDIR.
 
 With `--prefix`: what it would save to run the instruction that all queries begin with once a step, in this process.
 """
@@ -21,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import sys
 import tempfile
@@ -29,6 +30,7 @@ import time
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from common import ROOT, make_rows, peers, run
 from m3 import cost
@@ -40,6 +42,9 @@ PREFIX, OWN, QUERIES, PASSAGES, PASSAGE = 24, 16, 32, 32 * 7, 128
 """Of `--prefix`: tokens of the instruction and of a query behind it, queries, passages, and tokens of a passage."""
 PIECE = 8
 """Passages run at once with `--prefix`: 1,024 tokens, as `bgectl train` has it on a CPU."""
+PASSAGES_ROW, PASSAGES_EVERY = "passages", 5
+"""What the passages' seconds are filed under; they take long and are the same in both ways, so they are timed in one
+repetition of so many."""
 
 MODEL = """
 import json, sys
@@ -135,7 +140,7 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="do not run the reference, where its environment is not")
     parser.add_argument("--shapes", nargs="*", help="batch,group,length,mixed or batch,group,length,equal")
     parser.add_argument("--prefix", action="store_true", help="time queries with their shared prefix run once")
-    parser.add_argument("--repetitions", type=int, default=3, help="of --prefix")
+    parser.add_argument("--repetitions", type=int, default=10, help="of --prefix")
     arguments = parser.parse_args()
     size = LARGE if arguments.large else SMALL
     steps = arguments.steps or (20 if arguments.large else 4)
@@ -149,10 +154,13 @@ def main() -> None:
         if arguments.prefix:
             time_prefix(folder / "model", arguments.repetitions)
             return
-        results = [
-            entry for shape in shapes_of(arguments) for entry in measure(arguments, folder, shape, size, steps)
-        ]  # fmt: skip
-    show(results, steps, arguments)
+        show_head(steps, arguments.large)
+        results = []
+        for shape in shapes_of(arguments):
+            results += measure(arguments, folder, shape, size, steps)
+    target = ROOT / "benchmarks" / "results"
+    target.mkdir(exist_ok=True)
+    (target / f"llm{'-large' * arguments.large}.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def shapes_of(arguments: argparse.Namespace) -> list[Shape]:
@@ -165,16 +173,14 @@ def shapes_of(arguments: argparse.Namespace) -> list[Shape]:
     return [Shape(4, 4, length, equal) for length in (64, 256) for equal in (False, True)]
 
 
-def measure(
-    arguments: argparse.Namespace, folder: Path, shape: Shape, size: Size, steps: int
-) -> list[dict[str, object]]:
-    """Seconds of a step and peak memory of each, for one shape."""
+def measure(arguments: argparse.Namespace, folder: Path, shape: Shape, size: Size, steps: int) -> list[dict[str, Any]]:
+    """Seconds of a step and peak memory of each, for one shape; they are printed as soon as they are known."""
     rows = folder / f"{str(shape).replace(' ', '')}.jsonl"
     lengths = write_rows(rows, shape, full_queries=arguments.large)
     tokens = shape.batch * (1 + shape.group) * shape.length
-    results = []
+    results: list[dict[str, Any]] = []
     for label, command in commands(arguments, folder, rows, shape).items():
-        entry: dict[str, object] = {"label": label, "shape": str(shape), "step": None, "passage_tokens": lengths}
+        entry: dict[str, Any] = {"label": label, "shape": str(shape), "step": None, "passage_tokens": lengths}
         results.append(entry)
         try:
             started = cost(command, 1, arguments.rounds, arguments.large)
@@ -184,12 +190,14 @@ def measure(
             if not arguments.large:
                 raise
             print(problem, file=sys.stderr)
+            show(entry, results[0])
             continue
-        seconds = (whole.wall - started.wall) / steps
-        entry |= {"step": seconds, "wall": whole.wall, "peak": whole.peak}
+        seconds, cpu = (whole.wall - started.wall) / steps, (whole.cpu - started.cpu) / steps
+        entry |= {"step": seconds, "cpu": cpu, "wall": whole.wall, "peak": whole.peak}
         if arguments.large:
             used = size.flops(tokens, shape.length) / seconds / arguments.peak_tflops / 1e12
             entry |= {"tokens_per_second": tokens / seconds, "utilisation": used}
+        show(entry, results[0])
     return results
 
 
@@ -215,7 +223,8 @@ def write_rows(path: Path, shape: Shape, *, full_queries: bool) -> list[int]:
 def commands(arguments: argparse.Namespace, folder: Path, rows: Path, shape: Shape) -> dict[str, list[object]]:
     """Label → command without its steps.
 
-    Neither has --negatives-cross-device: with one process the negatives are the same, and FlagEmbedding ends in an error.
+    Neither has --negatives-cross-device: with one process the negatives are the same, and FlagEmbedding ends in an
+    error.
     """
     common = {
         "per-device-train-batch-size": [shape.batch], "train-group-size": [shape.group],
@@ -249,30 +258,28 @@ def commands(arguments: argparse.Namespace, folder: Path, rows: Path, shape: Sha
     return found
 
 
-def show(results: list[dict], steps: int, arguments: argparse.Namespace) -> None:
-    """A table and a result file."""
-    print(f"\nllm: seconds a step over {steps} steps, peak MiB of {'the GPU' if arguments.large else 'the process'}")
-    head = f"{'batch x group x tokens':>24}{'mean':>6}{'most':>6}{'':>16}{'s/step':>10}{'peak MiB':>10}"
-    print(f"{head}{'time':>8}{'memory':>8}" + f"{'tokens/s':>12}{'MFU':>7}" * arguments.large)
-    ours = {entry["shape"]: entry for entry in results if entry["label"] == "bgectl"}
-    for entry in results:
-        lengths = entry["passage_tokens"]
-        start = f"{entry['shape']:>24}{statistics.mean(lengths):6.0f}{max(lengths):6}{entry['label']:>16}"
-        if entry["step"] is None:
-            print(f"{start}   failed")
-            continue
-        line = f"{start}{entry['step']:10.2f}{entry['peak']:10,.0f}"
-        base = ours[entry["shape"]]
-        if base["step"] is None:
-            line += f"{'':16}"
-        else:
-            line += f"{entry['step'] / base['step']:7.1f}x{entry['peak'] / base['peak']:7.1f}x"
-        if arguments.large:
-            line += f"{entry['tokens_per_second']:12,.0f}{entry['utilisation']:7.1%}"
-        print(line)
-    folder = ROOT / "benchmarks" / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"llm{'-large' * arguments.large}.json").write_text(json.dumps(results, indent=1) + "\n")
+def show_head(steps: int, gpu: bool) -> None:
+    """The head of the table."""
+    print(f"\nllm: seconds a step over {steps} steps, peak MiB of {'the GPU' if gpu else 'the process'}")
+    words = f"{'batch x group x tokens':>24}{'mean':>6}{'most':>6}{'':>16}{'s/step':>9}{'CPU s':>8}{'peak MiB':>10}"
+    print(f"{words}{'time':>8}{'CPU':>8}{'memory':>8}" + f"{'tokens/s':>12}{'MFU':>7}" * gpu, flush=True)
+
+
+def show(entry: dict[str, Any], base: dict[str, Any]) -> None:
+    """A line of the table, with the ratios to ours of the same shape."""
+    lengths = entry["passage_tokens"]
+    line = f"{entry['shape']:>24}{statistics.mean(lengths):6.0f}{max(lengths):6}{entry['label']:>16}"
+    if entry["step"] is None:
+        print(f"{line}   failed", flush=True)
+        return
+    line += f"{entry['step']:9.2f}{entry['cpu']:8.2f}{entry['peak']:10,.0f}"
+    if base["step"] is None:
+        line += f"{'':24}"
+    else:
+        line += "".join(f"{entry[key] / base[key]:7.1f}x" for key in ("step", "cpu", "peak"))
+    if "utilisation" in entry:
+        line += f"{entry['tokens_per_second']:12,.0f}{entry['utilisation']:7.1%}"
+    print(line, flush=True)
 
 
 def time_prefix(folder: Path, repetitions: int) -> None:
@@ -330,40 +337,44 @@ def time_prefix(folder: Path, repetitions: int) -> None:
     apart = ((gradients[0] - gradients[1]).norm() / gradients[0].norm()).item()
     if not difference <= 1e-4 or not apart <= 1e-4:
         raise SystemExit(f"the vectors differ by {difference:.1e}, the gradients by {apart:.1e} of their norm")
-    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {way: [] for way in (*ways, PASSAGES_ROW)}
     for number in range(repetitions):
         # The order turns, so that neither always comes first.
-        for way in random.Random(number).sample(list(ways), len(ways)):
-            model.zero_grad()
-            begun = time.perf_counter()
-            of_queries(ways[way])
-            between = time.perf_counter()
-            of_passages()
-            seconds[way].append((between - begun, time.perf_counter() - begun))
+        for way in list(ways)[:: -1 if number % 2 else 1]:
+            seconds[way].append(timed(lambda encode=ways[way]: of_queries(encode)))
+        if number % PASSAGES_EVERY == 0:
+            seconds[PASSAGES_ROW].append(timed(of_passages))
     show_prefix(seconds, difference, apart)
 
 
-def show_prefix(seconds: dict[str, list[tuple[float, float]]], difference: float, apart: float) -> None:
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that a function takes."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def show_prefix(seconds: dict[str, list[float]], difference: float, apart: float) -> None:
     """A table and a result file.
 
     Args:
-        seconds: Way → (seconds of the queries, seconds of queries and passages), of each repetition.
+        seconds: Way → seconds of the queries in each repetition; and those of the passages, the same in both ways.
         difference: The largest of the vectors' entries.
         apart: Norm of the gradients' difference over that of the gradients.
     """
+    middle = {name: statistics.median(runs) for name, runs in seconds.items()}
+    passages = middle.pop(PASSAGES_ROW)
     texts = f"{QUERIES} queries of {PREFIX} + {OWN} tokens, {PASSAGES} passages of {PASSAGE}"
-    print(f"\nprefix: forward and backward, {texts}; medians of {len(seconds['once'])}")
+    print(f"\nprefix: forward and backward, {texts}; medians of {len(seconds['once'])} repetitions")
     print(f"vectors differ by {difference:.1e} at most, gradients by {apart:.1e} of their norm")
-    print(f"{'the prefix is run':>20}{'queries s':>12}{'whole s':>10}{'queries':>10}{'whole':>8}")
-    base = [statistics.median(column) for column in zip(*seconds["once"], strict=True)]
-    result = {}
-    for way, runs in seconds.items():
-        queries, whole = (statistics.median(column) for column in zip(*runs, strict=True))
-        print(f"{way:>20}{queries:12.2f}{whole:10.2f}{queries / base[0]:9.2f}x{whole / base[1]:7.3f}x")
-        result[way] = {"queries": queries, "whole": whole, "runs": runs}
+    print(f"{'the prefix is run':>20}{'queries s':>12}{'passages s':>12}{'whole s':>10}{'queries':>10}{'whole':>9}")
+    for way, queries in middle.items():
+        ratios = queries / middle["once"], (queries + passages) / (middle["once"] + passages)
+        times = f"{queries:12.2f}{passages:12.2f}{queries + passages:10.2f}"
+        print(f"{way:>20}{times}{ratios[0]:9.2f}x{ratios[1]:8.3f}x")
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(exist_ok=True)
-    report = {"vectors_differ": difference, "gradients_differ": apart, "ways": result}
+    report = {"vectors_differ": difference, "gradients_differ": apart, "seconds": seconds}
     (folder / "llm-prefix.json").write_text(json.dumps(report, indent=1) + "\n")
 
 

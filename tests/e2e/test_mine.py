@@ -332,3 +332,112 @@ def test_a_full_disk_leaves_the_old_output(write_rows, toy_rows, tmp_path, tiny_
     assert "Traceback" not in done.stderr
     assert target.read_text() == "old\n"
     assert not list(tmp_path.glob(".*")), "temporary files are left"
+
+
+def scores_by_hand(model, rows, pool):
+    """Inner products of the rows' queries with the pool and with their positives."""
+    embedder = load_embedder(model, pooling="mean", devices=["cpu"])
+    queries = embedder.encode_queries([row["query"] for row in rows])
+    positives = [embedder.encode_passages(row["pos"]) @ query for row, query in zip(rows, queries, strict=True)]
+    return queries @ embedder.encode_passages(pool).T, positives
+
+
+@pytest.mark.parametrize(("words", "fine"), [
+    (["--positive-percent", 0.9], lambda s, p: s < p - 0.1 * abs(p)),
+    (["--relative-margin", 0.1], lambda s, p: s < p - 0.1 * abs(p)),
+    (["--absolute-margin", 0.05], lambda s, p: s <= p - 0.05),
+    (["--max-score", 0.9, "--min-score", 0.4], lambda s, p: 0.4 <= s <= 0.9),
+    (["--preset", "positive-aware"], lambda s, p: s < p - 0.05 * abs(p)),
+])  # fmt: skip
+def test_rules_against_likely_positives(words, fine, mine, pool_file, write_rows, toy_rows, tmp_path, tiny_bert):
+    path, pool = pool_file
+    source = write_rows([{**row, "pos": [row["query"] + " b", row["query"] + " c"]} for row in toy_rows(12)])
+    fill = [] if "--preset" in words else ["--fill", "none"]
+    done = mine(source, "--candidate-pool", path, "-n", 6, "--range", "0-30", "--keep-scores", *fill, *words)
+    assert done.returncode == 0, done.stderr
+    rows = read(tmp_path / "out.jsonl")
+    check_clean(rows)
+    table, positives = scores_by_hand(tiny_bert, rows, pool)
+    taken = 0
+    for row, scores, own in zip(rows, table, positives, strict=True):
+        np.testing.assert_allclose(row["mined_pos_scores"], own, atol=1e-5)
+        theirs = [scores[pool.index(text)] for text in row["neg"]]
+        np.testing.assert_allclose(row["mined_neg_scores"], theirs, atol=1e-5)
+        assert all(fine(score, own.min() + 1e-5) for score in theirs)
+        depth = len(pool) if "--preset" in words else 30
+        order = np.argsort(-scores, kind="stable")[:depth]
+        answers = {same_text(text) for text in (row["query"], *row["pos"])}
+        possible = [i for i in order if fine(scores[i], own.min() - 1e-5) and same_text(pool[i]) not in answers]
+        assert len(row["neg"]) >= min(6, len(possible))
+        taken += len(theirs)
+    assert taken
+    assert "left out: " in done.stderr
+    assert "Scores (dense)" in done.stderr
+
+
+def test_the_best_ranks(mine, pool_file, write_rows, toy_rows, tmp_path, tiny_bert):
+    path, pool = pool_file
+    done = mine(write_rows(toy_rows(8)), "--candidate-pool", path, "-n", 5, "--range", "3-30", "--sampling", "top")
+    assert done.returncode == 0, done.stderr
+    rows = read(tmp_path / "out.jsonl")
+    table, _ = scores_by_hand(tiny_bert, rows, pool)
+    for row, scores in zip(rows, table, strict=True):
+        assert "mined_neg_scores" not in row
+        ranked = [pool[index] for index in np.argsort(-scores, kind="stable")[3:30]]
+        answers = {same_text(text) for text in (row["query"], *row["pos"])}
+        assert row["neg"] == [text for text in ranked if same_text(text) not in answers][:5]
+
+
+def test_random_texts_have_no_score(mine, pool_file, write_rows, toy_rows, tmp_path):
+    done = mine(
+        write_rows(toy_rows(6)), "--candidate-pool", pool_file[0], "-n", 8, "--range", "0-3", "--keep-scores"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for row in read(tmp_path / "out.jsonl"):
+        assert len(row["neg"]) == len(row["mined_neg_scores"]) == 8
+        assert sum(score is None for score in row["mined_neg_scores"]) >= 5
+
+
+def test_a_cross_encoder_judges(mine, inside, pool_file, write_rows, toy_rows, tmp_path, tiny_bert):
+    """Candidates are ranked and judged by its scores, which are those of `score`."""
+    import torch
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    judge = tmp_path / "judge"
+    BertForSequenceClassification.from_pretrained(tiny_bert, num_labels=1).save_pretrained(judge)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(judge)
+    path, _ = pool_file
+    words = ["--candidate-pool", path, "-n", 4, "--range", "2-12", "--keep-scores", "--cross-encoder", judge]
+    done = mine(write_rows(toy_rows(8)), *words, "--preset", "positive-aware", "--sampling", "top")
+    assert done.returncode == 0, done.stderr
+    assert "Scores (cross-encoder)" in done.stderr
+    mined = read(tmp_path / "out.jsonl")
+    done = inside("score", tmp_path / "out.jsonl", tmp_path / "scored.jsonl", "--reranker-name-or-path", judge)
+    assert done.returncode == 0, done.stderr
+    total = 0
+    for row, scored in zip(mined, read(tmp_path / "scored.jsonl"), strict=True):
+        np.testing.assert_allclose(row["mined_pos_scores"], scored["pos_scores"], atol=1e-5)
+        np.testing.assert_allclose(row["mined_neg_scores"], scored["neg_scores"], atol=1e-5)
+        assert row["mined_neg_scores"] == sorted(row["mined_neg_scores"], reverse=True)
+        least = min(row["mined_pos_scores"])
+        assert all(score < least - 0.05 * abs(least) for score in row["mined_neg_scores"])
+        total += len(row["neg"])
+    assert 0 < total < 32
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--positive-percent", 0.9, "--relative-margin", 0.1], "say the same"),
+    (["--min-score", 0.5, "--max-score", 0.5], "not below"),
+    (["--positive-percent", 1.5], "--positive-percent"),
+    (["--score", "colbert", "--positive-percent", 0.9], "does not tell the scores of positives"),
+    (["--cross-encoder", "x", "--fill", "deeper"], "exclude each other"),
+])  # fmt: skip
+def test_rules_that_cannot_be(words, said, mine, write_rows, toy_rows, tmp_path):
+    done = mine(write_rows(toy_rows(4)), *words)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+def test_an_embedder_judges_no_pairs(mine, write_rows, toy_rows, tiny_bert):
+    done = mine(write_rows(toy_rows(6)), "-n", 2, "--range", "0-5", "--cross-encoder", tiny_bert)
+    assert (done.returncode, "a model that scores pairs is wanted" in done.stderr) == (1, True), done.stderr

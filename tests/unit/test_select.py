@@ -1,10 +1,14 @@
 """Which pool texts become negatives: laws over random pools."""
 
+from collections import Counter
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgectl.mine.select import random_passages, same_text, select_negatives
+from bgectl.mine.rule import Ranked, Rule
+from bgectl.mine.select import candidates_of, draw, random_passages, same_text, select_negatives
 
 
 @st.composite
@@ -17,20 +21,24 @@ def cases(draw):
     return np.array(ranking, dtype=np.int64), keys, forbidden, draw(st.integers(1, 30)), draw(st.integers(0, 99))
 
 
+def chosen_of(ranking, keys, forbidden, wanted, generator, **how):
+    return select_negatives(candidates_of(ranking, keys, forbidden), keys, forbidden, wanted, generator, **how)
+
+
 @given(cases())
 def test_laws(case):
     ranking, keys, forbidden, wanted, seed = case
-    chosen = select_negatives(ranking, keys, forbidden, wanted, np.random.default_rng(seed))
+    chosen = chosen_of(ranking, keys, forbidden, wanted, np.random.default_rng(seed))
     taken = [keys[index] for index in chosen.passages]
     assert not set(taken) & forbidden, "a positive, the query or a copy of one is a negative"
     assert len(set(taken)) == len(taken), "a text is taken twice"
     assert len(taken) == min(wanted, len(set(keys) - forbidden)), "fewer than the pool has"
     inside = {keys[index] for index in ranking} - forbidden
-    assert chosen.random == max(0, len(taken) - len(inside)), "random texts though the range has enough"
-    from_range = chosen.passages[: len(chosen.passages) - chosen.random]
+    assert chosen.filled == max(0, len(taken) - len(inside)), "random texts though the range has enough"
+    from_range = chosen.passages[: len(chosen.passages) - chosen.filled]
     positions = [ranking.tolist().index(index) for index in from_range]
     assert positions == sorted(positions), "not in the order of their ranks"
-    again = select_negatives(ranking, keys, forbidden, wanted, np.random.default_rng(seed))
+    again = chosen_of(ranking, keys, forbidden, wanted, np.random.default_rng(seed))
     assert again == chosen
 
 
@@ -46,7 +54,7 @@ def test_all_ranks_are_drawn_evenly():
     counts = np.zeros(40)
     keys = list(range(100))
     for seed in range(2000):
-        chosen = select_negatives(np.arange(10, 50), keys, {12}, 10, np.random.default_rng([1, seed]))
+        chosen = chosen_of(np.arange(10, 50), keys, {12}, 10, np.random.default_rng([1, seed]))
         counts[np.array(chosen.passages) - 10] += 1
     assert counts[2] == 0
     assert (np.abs(np.delete(counts, 2) / 2000 - 10 / 39) < 0.05).all()
@@ -55,3 +63,52 @@ def test_all_ranks_are_drawn_evenly():
 def test_copies():
     assert same_text("  Straße\t\n X ") == same_text("STRASSE x")
     assert same_text("a b") != same_text("ab")
+
+
+@given(cases(), st.lists(st.integers(0, 59), max_size=20))
+def test_lower_ranks_come_before_random_texts(case, lower):
+    ranking, keys, forbidden, wanted, seed = case
+    below = candidates_of(np.array([index for index in lower if index < len(keys)], dtype=np.int64), keys, forbidden)
+    chosen = chosen_of(ranking, keys, forbidden, wanted, np.random.default_rng(seed), lower=below, fill=False)
+    taken = [keys[index] for index in chosen.passages]
+    assert not set(taken) & forbidden
+    assert len(set(taken)) == len(taken)
+    inside = candidates_of(ranking, keys, forbidden)
+    reachable = {keys[index] for index in [*inside, *below]}
+    assert len(taken) == min(wanted, len(reachable)), "fewer than there are, or random ones"
+    assert chosen.filled == max(0, len(taken) - len(inside))
+
+
+def test_ways_of_drawing():
+    candidates = list(range(100, 160))
+    assert draw(candidates, 5, "top", np.random.default_rng(0)) == candidates[:5]
+    assert draw(candidates, 60, "weighted", np.random.default_rng(0)) == candidates
+    means = {}
+    for how in ("random", "weighted"):
+        drawn = [draw(candidates, 10, how, np.random.default_rng([seed])) for seed in range(300)]
+        assert all(part == sorted(set(part)) for part in drawn)
+        means[how] = np.mean(drawn) - 100
+    assert means["weighted"] < 20 < 28 < means["random"] < 31
+
+
+@pytest.mark.parametrize(("rule", "positive", "kept", "reasons"), [
+    (Rule(), 0.5, [0.9, 0.5, 0.475, 0.4, -0.1], {}),
+    (Rule(percent=0.95), 0.5, [0.4, -0.1], {"near the positive": 3}),
+    (Rule(percent=0.95), -0.1, [], {"near the positive": 5}),
+    (Rule(percent=1.0), 0.5, [0.475, 0.4, -0.1], {"near the positive": 2}),
+    (Rule(margin=0.1), 0.5, [0.4, -0.1], {"near the positive": 3}),
+    (Rule(most=0.5), 0.0, [0.5, 0.475, 0.4, -0.1], {"above --max-score": 1}),
+    (Rule(least=0.4, most=0.48), 0.0, [0.475, 0.4], {"above --max-score": 2, "below --min-score": 1}),
+    (Rule(percent=0.9, least=0.0), 0.5, [0.4], {"near the positive": 3, "below --min-score": 1}),
+])  # fmt: skip
+def test_rules(rule, positive, kept, reasons):
+    scores = np.array([0.9, 0.5, 0.475, 0.4, -0.1], dtype=np.float32)
+    left_out = Counter()
+    assert scores[rule.allowed(scores, positive, left_out)].tolist() == np.float32(kept).tolist()
+    assert left_out == {reason: count for reason, count in reasons.items() if count}
+    assert rule.active == bool(reasons)
+
+
+def test_the_least_positive_counts():
+    ranked = Ranked(np.zeros((1, 1), dtype=np.int64), np.zeros((1, 1), dtype=np.float32), [np.float32([0.9, 0.3])])
+    assert ranked.positive(0) == pytest.approx(0.3)

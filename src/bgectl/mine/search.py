@@ -29,7 +29,7 @@ def load_faiss() -> Any:
 
 def rank(
     queries: Vectors, passages: Vectors, depth: int, *, batch: int = 64, gpu: bool = False
-) -> npt.NDArray[np.int64]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The best passages of each query, best first.
 
     Args:
@@ -40,7 +40,7 @@ def rank(
         gpu: Search on all GPUs.
 
     Returns:
-        (Q, min(depth, N)) indices into `passages`.
+        (Q, min(depth, N)) indices into `passages`, and the inner products.
 
     Raises:
         RunError: faiss is not installed, or is not the GPU build and `gpu` is set.
@@ -57,9 +57,10 @@ def rank(
     index.add(passages)
     depth = min(depth, len(passages))
     found = np.empty((len(queries), depth), dtype=np.int64)
+    scores = np.empty((len(queries), depth), dtype=np.float32)
     with console.progress("Searching", len(queries), "queries") as advance:
         for start in range(0, len(queries), batch):
             part = queries[start : start + batch]
-            found[start : start + batch] = index.search(part, depth)[1]
+            scores[start : start + batch], found[start : start + batch] = index.search(part, depth)
             advance(len(part))
-    return found
+    return found, scores

@@ -19,44 +19,96 @@ class Negatives:
     """What was taken for one row.
 
     Attributes:
-        passages: Indices into the pool: those of the range in rank order, then the random ones.
-        random: How many of them were filled in at random.
+        passages: Indices into the pool: those of the range in rank order, then those of lower ranks or the random ones.
+        filled: How many of them are not of the range.
     """
 
     passages: list[int]
-    random: int
+    filled: int = 0
+
+
+def candidates_of(
+    ranking: npt.NDArray[np.int64],
+    keys: Sequence[int],
+    forbidden: Collection[int],
+    allowed: npt.NDArray[np.bool_] | None = None,
+) -> list[int]:
+    """The pool indices of a ranking that may be negatives, in rank order, no two with the same key.
+
+    Args:
+        ranking: Pool indices, best first; -1 where the pool had no more.
+        keys: For each pool index a number that copies of its text share.
+        forbidden: Keys of the query and its positives.
+        allowed: Which ranks may be taken; None for all.
+    """
+    taken = set(forbidden)
+    found = []
+    for place, index in enumerate(ranking.tolist()):
+        if index >= 0 and keys[index] not in taken and (allowed is None or allowed[place]):
+            taken.add(keys[index])
+            found.append(index)
+    return found
+
+
+def draw(candidates: Sequence[int], wanted: int, how: str, generator: np.random.Generator) -> list[int]:
+    """At most `wanted` of the candidates, in their order.
+
+    Args:
+        candidates: In rank order.
+        wanted: How many.
+        how: `random`; `top`, the best ranks; `weighted`, drawn with weights 1, 1/2, 1/3 …
+        generator: Source of the draws.
+    """
+    if len(candidates) <= wanted:
+        return list(candidates)
+    if how == "top":
+        return list(candidates[:wanted])
+    weights = None
+    if how == "weighted":
+        weights = 1 / np.arange(1, len(candidates) + 1)
+        weights /= weights.sum()
+    chosen = np.sort(generator.choice(len(candidates), wanted, replace=False, p=weights))
+    return [candidates[place] for place in chosen]
 
 
 def select_negatives(
-    ranking: npt.NDArray[np.int64],
+    candidates: Sequence[int],
     keys: Sequence[int],
     forbidden: Collection[int],
     wanted: int,
     generator: np.random.Generator,
+    *,
+    how: str = "random",
+    lower: Sequence[int] = (),
+    fill: bool = True,
 ) -> Negatives:
-    """Draw negatives from the ranks given; where they are too few, fill with random passages (SPEC §7).
+    """Draw negatives; where they are too few, take the best of lower ranks, then random passages (SPEC §7).
 
     Args:
-        ranking: Pool indices at the ranks of the range.
+        candidates: Of the range; see `candidates_of`.
         keys: For each pool index a number that copies of its text share.
         forbidden: Keys of the query and its positives.
         wanted: Negatives to take.
         generator: Source of the draws.
+        how: See `draw`.
+        lower: Candidates of lower ranks, in rank order.
+        fill: Take random passages where there are still too few.
 
     Returns:
-        At most `wanted` negatives, no two with the same key; fewer only where the pool has no more.
+        At most `wanted` negatives, no two with the same key.
     """
-    taken = set(forbidden)
-    candidates = []
-    for index in ranking.tolist():
+    chosen = draw(candidates, wanted, how, generator)
+    taken = {keys[index] for index in chosen} | set(forbidden)
+    more: list[int] = []
+    for index in lower:
+        if len(chosen) + len(more) == wanted:
+            break
         if keys[index] not in taken:
             taken.add(keys[index])
-            candidates.append(index)
-    if len(candidates) > wanted:
-        chosen = np.sort(generator.choice(len(candidates), wanted, replace=False))
-        return Negatives([candidates[position] for position in chosen], 0)
-    filler = random_passages(keys, taken, wanted - len(candidates), generator)
-    return Negatives(candidates + filler, len(filler))
+            more.append(index)
+    if fill:
+        more += random_passages(keys, taken, wanted - len(chosen) - len(more), generator)
+    return Negatives(chosen + more, len(more))
 
 
 def random_passages(

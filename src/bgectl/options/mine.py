@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from bgectl.options.base import Flag
+from bgectl.options.base import Flag, Options
 from bgectl.options.common import (
     DeviceOptions,
     EmbedderOptions,
@@ -41,6 +41,17 @@ class MiningOptions(EmbedderOptions, HybridOptions):
     """Queries searched at a time."""
     use_gpu_for_searching: bool = False
     """Search on all GPUs; needs the package faiss-gpu."""
+    sampling: Literal["random", "top", "weighted"] = "random"
+    """How negatives are taken from the range: at random, the best ranks, or at random with weights 1, 1/2, 1/3 … by
+    rank."""
+    fill: Literal["random", "deeper", "none"] = "random"
+    """What is taken where the range has too few: random texts of the pool, the best of the ranks below the range that
+    keep to the rule, or nothing."""
+    keep_scores: bool = False
+    """Also write `mined_pos_scores` and `mined_neg_scores`, what this model gives each text."""
+    preset: Literal["positive-aware"] | None = None
+    """Defaults that leave likely false negatives out: `--positive-percent 0.95 --fill deeper`, with a --cross-encoder
+    `--fill none`."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of the draws: the same seed gives the same file."""
 
@@ -59,5 +70,54 @@ def ranks(text: str) -> tuple[int, int]:
     return int(low), int(high)
 
 
-class MineOptions(MiningOptions, DeviceOptions, HubOptions):
+class RuleOptions(Options):
+    """Which candidates may be negatives: what is as near to the query as its positive is likely relevant too."""
+
+    panel: ClassVar[str] = "False negatives"
+
+    positive_percent: float | None = Field(None, gt=0, le=1)
+    """Leave out what scores this share of the row's least similar positive, or more (NV-Retriever: 0.95)."""
+    relative_margin: float | None = Field(None, ge=0, lt=1)
+    """The same as `--positive-percent`, said as 1 less it."""
+    absolute_margin: float | None = Field(None, ge=0)
+    """Leave out what does not score below that positive by this much."""
+    max_score: float | None = None
+    """Leave out what scores above this."""
+    min_score: float | None = None
+    """Leave out what scores below this."""
+    cross_encoder: str | None = None
+    """Name or folder of a reranker whose scores the candidates are ranked and judged by, in place of the embedder's; it
+    reads every candidate of the range."""
+    cross_encoder_max_length: int = Field(512, ge=8)
+    """Tokens of a pair for it."""
+
+
+class MineOptions(MiningOptions, RuleOptions, DeviceOptions, HubOptions):
     """Options of `bgectl mine`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("preset") != "positive-aware":
+            return given
+        own = {"relative_margin", "absolute_margin", "positive_percent"} & given.keys()
+        fill = "none" if given.get("cross_encoder") else "deeper"
+        return {"fill": fill, **({} if own else {"positive_percent": 0.95}), **given}
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Any:
+        if self.relative_margin is not None and self.positive_percent is not None:
+            raise ValueError("--relative-margin and --positive-percent say the same; give one")
+        if self.min_score is not None and self.max_score is not None and self.min_score >= self.max_score:
+            raise ValueError("--min-score is not below --max-score")
+        by_positive = (self.relative_margin, self.positive_percent, self.absolute_margin) != (None, None, None)
+        if self.score != "dense" and self.cross_encoder is None and (by_positive or self.keep_scores):
+            raise ValueError(f"--score {self.score} does not tell the scores of positives; dense or --cross-encoder do")
+        if self.cross_encoder is not None and self.fill == "deeper":
+            raise ValueError("--fill deeper and --cross-encoder exclude each other: it reads the range alone")
+        return self
+
+    @property
+    def percent(self) -> float | None:
+        """Of the positive's score; None where there is no such rule."""
+        return self.positive_percent if self.relative_margin is None else 1 - self.relative_margin

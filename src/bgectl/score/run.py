@@ -108,40 +108,82 @@ def refuse_options_of_others(options: ScoreOptions, kind: str) -> None:
 
 def pair_scorer(options: ScoreOptions, kind: str, hub: Hub) -> Scorer:
     """The teacher reads query and passage together: its logit, or the logit's sigmoid."""
-    devices = choose_devices(options.devices)
+    logits_of = pair_scores(
+        options.reranker_name_or_path, kind, hub=hub, devices=options.devices, dtype=options.dtype,
+        use_fp16=options.use_fp16, use_bf16=options.use_bf16, batch_tokens=options.batch_tokens,
+        batch_size=options.reranker_batch_size, query_max_length=options.reranker_query_max_length,
+        max_length=options.reranker_max_length, query=options.query_instruction_for_rerank,
+        query_format=options.query_instruction_format_for_rerank, passage=options.passage_instruction_for_rerank,
+        passage_format=options.passage_instruction_format_for_rerank, prompt=options.prompt,
+        cutoff_layer=options.cutoff_layers[0] if options.cutoff_layers else None,
+        compress_layers=options.compress_layers, compress_ratio=options.compress_ratio,
+        adapter=options.reranker_peft_path,
+    )  # fmt: skip
+
+    def score(pairs: Pairs) -> npt.NDArray[np.float32]:
+        logits = logits_of([(pair.query, pair.passage) for pair in pairs])
+        return sigmoid(logits) if options.normalize else logits
+
+    return score
+
+
+def pair_scores(
+    name: str, kind: str | None = None, *, hub: Hub, devices: Sequence[str] = (), dtype: str = "auto",
+    use_fp16: bool = False, use_bf16: bool = False, batch_tokens: int | None = None, batch_size: int = 3000,
+    query_max_length: int | None = None, max_length: int = 512, query: str | None = None, query_format: str = "{}{}",
+    passage: str | None = None, passage_format: str = "{}{}", **of_decoder: Any,
+) -> Callable[[Sequence[tuple[str, str]]], npt.NDArray[np.float32]]:  # fmt: skip
+    """Load a model that reads query and passage together; returns what gives the logits of pairs.
+
+    Args:
+        name: Folder or hub name.
+        kind: `encoder-only-base` or one of KINDS; None sees it from the model's files.
+        hub: How to reach it.
+        devices: Devices by name; empty for the best one.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        use_fp16: The same as float16.
+        use_bf16: The same as bfloat16.
+        batch_tokens: Tokens of a batch; None chooses by device.
+        batch_size: Pairs of a batch at most.
+        query_max_length: Tokens of a query; None for three quarters of `max_length`.
+        max_length: Tokens of a pair.
+        query: Instruction for queries; None for the kind's own.
+        query_format: How instruction and query are joined.
+        passage: The same for passages.
+        passage_format: The same for passages.
+        of_decoder: See `load_decoder_reranker`.
+
+    Raises:
+        UsageError: Devices or precision cannot be had, or the model has no such layer.
+        RunError: The model cannot be loaded, or is none that scores pairs.
+    """
+    kind = kind or teacher_kind(name, hub)
+    if kind == "embedder":
+        raise RunError("is an embedder; a model that scores pairs is wanted", where=name)
+    chosen = choose_devices(devices)
     decoder = kind in KINDS
     # float16 overflows in some decoders.
     half = "bfloat16" if decoder else "float16"
-    dtype = choose_dtype(
-        options.dtype, weakest(devices), use_fp16=options.use_fp16, use_bf16=options.use_bf16, half=half
-    )  # fmt: skip
-    model: PairScorer[Any]
+    precision = choose_dtype(dtype, weakest(chosen), use_fp16=use_fp16, use_bf16=use_bf16, half=half)
     common: dict[str, Any] = {
-        "hub": hub, "devices": devices, "dtype": dtype, "query_max_length": options.reranker_query_max_length,
-        "max_length": options.reranker_max_length, "batch_tokens": token_budget(options.batch_tokens, devices[0]),
-        "batch_size": options.reranker_batch_size,
+        "hub": hub, "devices": chosen, "dtype": precision, "query_max_length": query_max_length,
+        "max_length": max_length, "batch_tokens": token_budget(batch_tokens, chosen[0]), "batch_size": batch_size,
     }  # fmt: skip
-    if decoder:
-        model = load_decoder_reranker(
-            options.reranker_name_or_path, kind, **common, prompt=options.prompt,
-            cutoff_layer=options.cutoff_layers[0] if options.cutoff_layers else None,
-            compress_layers=options.compress_layers, compress_ratio=options.compress_ratio,
-            adapter=options.reranker_peft_path,
-        )  # fmt: skip
-    else:
-        model = load_cross_encoder(options.reranker_name_or_path, **common)
-    query = instruction(options.query_instruction_for_rerank, QUERY if decoder else None)
-    passage = instruction(options.passage_instruction_for_rerank, PASSAGE if decoder else None)
+    model: PairScorer[Any] = (
+        load_decoder_reranker(name, kind, **common, **of_decoder) if decoder else load_cross_encoder(name, **common)
+    )
+    of_query, of_passage = (
+        instruction(query, QUERY if decoder else None),
+        instruction(passage, PASSAGE if decoder else None),
+    )
 
-    def score(pairs: Pairs) -> npt.NDArray[np.float32]:
+    def score(pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
         logits = model.score([
-            (instruct(options.query_instruction_format_for_rerank, query, pair.query),
-             instruct(options.passage_instruction_format_for_rerank, passage, pair.passage))
-            for pair in pairs
+            (instruct(query_format, of_query, one), instruct(passage_format, of_passage, other)) for one, other in pairs
         ])  # fmt: skip
         if model.cut:
             console.warn(f"{model.cut:,} pairs were cut to their length")
-        return sigmoid(logits) if options.normalize else logits
+        return logits
 
     return score
 
