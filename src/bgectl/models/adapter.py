@@ -13,7 +13,7 @@ import json
 import math
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,23 @@ class Adapter:
     def changes(self, embedding: str) -> set[str]:
         """Names of the weights it changes."""
         return {*self.low_rank, *self.whole, *([embedding] if self.tokens else [])}
+
+    def check_names(self, names: Collection[str], embedding: str) -> None:
+        """Refuse a base that lacks what the adapter changes.
+
+        Args:
+            names: Of the base's weights.
+            embedding: The name of the embedding's weight.
+
+        Raises:
+            RunError: It is another model's adapter.
+        """
+        unknown = sorted(self.changes(embedding) - set(names))
+        if unknown:
+            raise RunError(
+                f"was trained on another base model: it changes {unknown[0]}, which this one lacks", where=self.where,
+                hint=f"its own base is {self.base}",
+            )  # fmt: skip
 
 
 def read_adapter(name: str, hub: Hub) -> Adapter:
@@ -240,12 +257,7 @@ def add_in_place(backbone: Any, adapters: tuple[Adapter, ...]) -> None:
     own = dict(backbone.named_parameters())
     embedding = next(name for name, weight in own.items() if weight is table)
     for adapter in adapters:
-        unknown = sorted(adapter.changes(embedding) - own.keys())
-        if unknown:
-            raise RunError(
-                f"was trained on another base model: it changes {unknown[0]}, which the base lacks",
-                where=adapter.where, hint=f"its own base is {adapter.base}",
-            )  # fmt: skip
+        adapter.check_names(own.keys(), embedding)
         with torch.no_grad():
             for name in sorted(adapter.changes(embedding)):
                 own[name].data = adapter.added(name, own[name].data, embedding)

@@ -250,12 +250,7 @@ def write_merged(
     embedding = next(name for name, weight in skeleton.named_parameters() if weight is table)
     shapes = {name: list(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     for adapter in adapters:
-        unknown = sorted(adapter.changes(embedding) - shapes.keys())
-        if unknown:
-            raise RunError(
-                f"was trained on another base model: it changes {unknown[0]}, which {base} lacks",
-                where=adapter.where, hint=f"its own base is {adapter.base}",
-            )  # fmt: skip
+        adapter.check_names(shapes.keys(), embedding)
     if weights is not None and not shapes.keys() - weights.places.keys():
         shapes = {name: shapes[name] for name in weights.places if name in shapes}
         get = weights.get
