@@ -252,7 +252,7 @@ def commands(arguments: argparse.Namespace, folder: Path, rows: Path, shape: Sha
         theirs += ["--bf16", "--gradient_checkpointing"]
     else:
         theirs += ["--use_cpu", "True"]
-    found = {"bgectl": ours}
+    found = {"bgectl": ours, "bgectl --gradient-cache": [*ours, "--gradient-cache"]}
     if not arguments.alone:
         found["FlagEmbedding"] = [peers(), *theirs]
     return found
@@ -261,14 +261,14 @@ def commands(arguments: argparse.Namespace, folder: Path, rows: Path, shape: Sha
 def show_head(steps: int, gpu: bool) -> None:
     """The head of the table."""
     print(f"\nllm: seconds a step over {steps} steps, peak MiB of {'the GPU' if gpu else 'the process'}")
-    words = f"{'batch x group x tokens':>24}{'mean':>6}{'most':>6}{'':>16}{'s/step':>9}{'CPU s':>8}{'peak MiB':>10}"
+    words = f"{'batch x group x tokens':>24}{'mean':>6}{'most':>6}{'':>25}{'s/step':>9}{'CPU s':>8}{'peak MiB':>10}"
     print(f"{words}{'time':>8}{'CPU':>8}{'memory':>8}" + f"{'tokens/s':>12}{'MFU':>7}" * gpu, flush=True)
 
 
 def show(entry: dict[str, Any], base: dict[str, Any]) -> None:
     """A line of the table, with the ratios to ours of the same shape."""
     lengths = entry["passage_tokens"]
-    line = f"{entry['shape']:>24}{statistics.mean(lengths):6.0f}{max(lengths):6}{entry['label']:>16}"
+    line = f"{entry['shape']:>24}{statistics.mean(lengths):6.0f}{max(lengths):6}{entry['label']:>25}"
     if entry["step"] is None:
         print(f"{line}   failed", flush=True)
         return
