@@ -6,6 +6,8 @@ MODEL ?=
 RERANKER ?=
 PYTEST_ARGS ?=
 SLOW ?=
+# Test files run at a time, where the long runs are left out: a test computes on one thread.
+JOBS ?= 2
 
 .PHONY: help demo test lint format bench docs clean
 
@@ -26,7 +28,7 @@ demo: $(BIN)/.installed
 	$(BIN)/python example_data/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(RERANKER),--reranker "$(RERANKER)")
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest $(if $(SLOW),,-m "not slow") $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(if $(SLOW),,-n $(JOBS) --dist loadfile -m "not slow") $(PYTEST_ARGS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

@@ -296,7 +296,8 @@ def test_search_equals_brute_force(block, chunk, trained, tiny_words, monkeypatc
         assert all(len(set(row)) == 20 for row in found[name].indices.tolist())
 
 
-def test_eval_by_each_score(trained, inside, write_rows, toy_rows, tmp_path):
+def test_eval_by_each_score(trained, inside, write_rows, toy_rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # the table has the path of the data in its head
     data = write_rows(toy_rows(40), "judged.jsonl")
     report = tmp_path / "report.json"
     done = inside(
