@@ -30,8 +30,9 @@ from bgectl.models.hub import Hub
 
 Vectors = npt.NDArray[np.float32]
 
-
 SLACK = 8
+"""Tokens that a query may take more behind examples than it has alone."""
+
 CHUNK = 65_536
 """Texts tokenised at a time: bounds the memory for token ids, and is far more than sorting needs."""
 
@@ -65,9 +66,10 @@ def weakest(devices: Sequence[torch.device]) -> torch.device:
 
 
 def choose_dtype(
-    name: str, device: torch.device, *, use_fp16: bool = False, use_bf16: bool = False, half: str = "float16"
+    name: str, device: torch.device, *, use_fp16: bool = False, use_bf16: bool = False, decoder: bool = False
 ) -> torch.dtype:
-    """The precision of the weights on a device; `auto` is `half` on a GPU and float32 on a CPU.
+    """The precision of the weights on a device; `auto` is float16 on a GPU, bfloat16 there for a decoder, some of which
+    overflow in float16, and float32 on a CPU.
 
     Raises:
         UsageError: The flags contradict each other, or float16 is asked of a CPU.
@@ -76,7 +78,7 @@ def choose_dtype(
     names = {name for name, on in asked.items() if on} | ({name} - {"auto"})
     if len(names) > 1:
         raise UsageError(f"{' and '.join(sorted(names))} exclude each other", where="--dtype")
-    chosen = names.pop() if names else ("float32" if device.type == "cpu" else half)
+    chosen = names.pop() if names else "float32" if device.type == "cpu" else "bfloat16" if decoder else "float16"
     if chosen == "float16" and device.type == "cpu":
         raise UsageError("float16 does not run on a CPU", where="--dtype", hint="use float32 or bfloat16 there")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[chosen]
@@ -178,7 +180,6 @@ class Embedder:
             ended = [wording.ended(text, length) for text in prompted]
             self.cut += sum(text != whole + wording.suffix for text, whole in zip(ended, prompted, strict=True))
             prompted = [self.examples + text for text in ended]
-            # A text of as many tokens may have a few more behind another one.
             length += wording.length(self.examples) + SLACK
         return self._encode(prompted, length, "Encoding queries")
 
@@ -318,9 +319,7 @@ def load_embedder(
     if kind is not None and decoder != kind.startswith("decoder"):
         found = "a decoder" if decoder else "an encoder"
         raise UsageError(f"{name} is {found}", where=f"--embedder-model-class {kind}")
-    # float16 overflows in some decoders.
-    half = "bfloat16" if decoder else "float16"
-    precision = choose_dtype(dtype, weakest(chosen), use_fp16=use_fp16, use_bf16=use_bf16, half=half)
+    precision = choose_dtype(dtype, weakest(chosen), use_fp16=use_fp16, use_bf16=use_bf16, decoder=decoder)
     facts = embedder_facts(
         name,
         hub,

@@ -29,9 +29,12 @@ class Sampler(Protocol):
     def shuffle(self, x: list[Any], /) -> None: ...
 
 
-def sampler(seed: int, epoch: int, row: int) -> random.Random:
-    """The generator of one row in one epoch: the same whatever was drawn before, in whichever process."""
-    return random.Random(f"{seed}/{epoch}/{row}")
+def sampler(seed: int, epoch: int, row: int, *what: str) -> random.Random:
+    """The generator of one row in one epoch: the same whatever was drawn before, in whichever process.
+
+    `what` is drawn, where a row has draws of several kinds at different times.
+    """
+    return random.Random("/".join(map(str, (seed, epoch, row, *what))))
 
 
 @dataclass(frozen=True, slots=True)

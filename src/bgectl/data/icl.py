@@ -38,23 +38,23 @@ class Wording:
     tokenizer: Any
     suffix: str = ""
     end: int | None = None
-    _special: tuple[int, int] = field(init=False, repr=False)
+    around: int = field(init=False, repr=False)
+    """Tokens that the beginning and the end of a text take."""
+    reserved: int = field(init=False, repr=False)
+    """The same with the suffix."""
 
     def __post_init__(self) -> None:
-        special = len(self.tokenizer("")["input_ids"]) + (self.end is not None)
-        object.__setattr__(self, "_special", (special, self._count(self.suffix) if self.suffix else 0))
+        around = len(self.tokenizer("")["input_ids"]) + (self.end is not None)
+        object.__setattr__(self, "around", around)
+        object.__setattr__(self, "reserved", around + self.count(self.suffix))
 
-    @property
-    def reserved(self) -> int:
-        """Tokens that suffix, beginning and end of a text take."""
-        return sum(self._special)
-
-    def _count(self, text: str) -> int:
+    def count(self, text: str) -> int:
+        """Tokens of a text alone."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def length(self, text: str) -> int:
         """Tokens of a text with its beginning and end."""
-        return self._count(text) + self._special[0]
+        return self.count(text) + self.around
 
     def cut(self, text: str, tokens: int) -> str:
         """The text if it has at most so many tokens, else its beginning that does."""
@@ -74,8 +74,6 @@ class Wording:
 
     def ended(self, text: str, max_length: int) -> str:
         """A text with the suffix, the text cut so that the whole fits `max_length` tokens."""
-        if self._count(text) <= max_length - self.reserved:
-            return text + self.suffix
         return self.cut(text, max_length - self.reserved) + self.suffix
 
 
@@ -121,11 +119,11 @@ class IclTexts:
 
     def _prefix(self, chosen: Sequence[int], groups: Sequence[Group], examples: dict[int, tuple[str, int]]) -> str:
         room = self.query_max_len - KEPT_FREE
-        prefix, filled = "", self.wording.length("")
+        prefix, filled = "", self.wording.around
         for other in chosen:
             if other not in examples:
                 text = self._example(groups[other])
-                examples[other] = text, self.wording.length(text) - self.wording.length("")
+                examples[other] = text, self.wording.count(text)
             text, tokens = examples[other]
             # Tokens across the border may join, so the sum is a bound; the whole is counted where that does not do.
             if filled + tokens > room and self.wording.length(prefix + text) > room:

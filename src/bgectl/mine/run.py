@@ -65,7 +65,8 @@ def run(options: MineOptions) -> None:
     )
     console.info(f"{options.embedder_name_or_path}: {embedder.description}")
     rule = Rule(options.percent, options.absolute_margin, options.min_score, options.max_score)
-    searched = Searched(embedder, rows, pool, options)
+    wanted = options.cross_encoder is None and (options.keep_scores or rule.by_positive)
+    searched = Searched(embedder, rows, pool, options, positives=wanted)
     found = searched.rank(high)
     if options.cross_encoder is not None:
         found = judged_by(options, rows, pool, found, low)
@@ -124,10 +125,13 @@ class Searched:
         embedder: What encodes; its weights are given back when that is done.
         rows: The rows; each distinct query is encoded and searched once.
         pool: The texts that are ranked.
-        options: What ranks, and whether the scores of positives are wanted.
+        options: What ranks.
+        positives: The scores of positives are wanted.
     """
 
-    def __init__(self, embedder: Embedder, rows: Sequence[Row], pool: Sequence[str], options: MineOptions) -> None:
+    def __init__(
+        self, embedder: Embedder, rows: Sequence[Row], pool: Sequence[str], options: MineOptions, *, positives: bool
+    ) -> None:
         places: dict[tuple[str, str | None], int] = {}
         self.query_of = [places.setdefault((row.query, row.prompt), len(places)) for row in rows]
         self.queries, self.prompts = [query for query, _ in places], [prompt for _, prompt in places]
@@ -137,7 +141,7 @@ class Searched:
             return
         self.passages = embedder.encode_passages(pool)
         self.vectors = embedder.encode_queries(self.queries, self.prompts)
-        if options.cross_encoder is None and (options.keep_scores or rule_needs_positives(options)):
+        if positives:
             self.positives = self._positive_scores(rows)
         embedder.close()
 
@@ -178,11 +182,6 @@ class Searched:
             indices, scores = found.indices, found.scores
         positives = [self.positives[row] for row in chosen] if self.positives else []
         return Ranked(indices[of_rows], scores[of_rows], positives)
-
-
-def rule_needs_positives(options: MineOptions) -> bool:
-    """Whether candidates are compared with the row's positives."""
-    return options.percent is not None or options.absolute_margin is not None
 
 
 def judged_by(options: MineOptions, rows: Sequence[Row], pool: Sequence[str], found: Ranked, low: int) -> Ranked:
@@ -245,12 +244,12 @@ def choose(
     ]  # fmt: skip
     report = Report(positives=found.positives)
 
-    def candidates(ranked: Ranked, place: int, row: int, first: int) -> list[int]:
+    def candidates(ranked: Ranked, place: int, row: int, first: int, left_out: Counter[str]) -> list[int]:
         scores = ranked.scores[place, first:]
-        allowed = rule.allowed(scores, ranked.positive(place), report.left_out) if rule.active else None
+        allowed = rule.allowed(scores, ranked.positive(place), left_out) if rule.active else None
         return candidates_of(ranked.indices[place, first:], keys, forbidden[row], allowed)
 
-    ranges = [candidates(found, row, row, low) for row in range(len(rows))]
+    ranges = [candidates(found, row, row, low, report.left_out) for row in range(len(rows))]
     lower: dict[int, list[int]] = {}
     deep = found
     if options.fill == "deeper":
@@ -258,9 +257,7 @@ def choose(
         high = found.indices.shape[1]
         if short and high < len(pool):
             deep = searched.rank(min(DEEPER * high, len(pool)), short)
-            told, report.left_out = report.left_out, Counter()
-            lower = {row: candidates(deep, place, row, high) for place, row in enumerate(short)}
-            report.left_out = told
+            lower = {row: candidates(deep, place, row, high, Counter()) for place, row in enumerate(short)}
     fill = options.fill == "random"
     chosen, table = [], np.array(keys, dtype=np.int64)
     places = {row: place for place, row in enumerate(lower)}

@@ -118,6 +118,18 @@ class Adapter:
         """Names of the weights it changes."""
         return {*self.low_rank, *self.whole, *([embedding] if self.tokens else [])}
 
+    def check_base(self, base: str, fingerprint: str | None) -> None:
+        """Refuse a base of other weights than the adapter was trained on, where both are known.
+
+        Raises:
+            RunError: It is another one.
+        """
+        if self.fingerprint is not None and fingerprint is not None and self.fingerprint != fingerprint:
+            raise RunError(
+                f"was trained on another base model: the weights of {base} are others", where=self.where,
+                hint=f"its own base was {self.base}",
+            )  # fmt: skip
+
     def check_names(self, names: Collection[str], embedding: str) -> None:
         """Refuse a base that lacks what the adapter changes.
 
@@ -253,9 +265,8 @@ def add_in_place(backbone: Any, adapters: tuple[Adapter, ...]) -> None:
         RunError: They were trained on another base model.
     """
     make_room(backbone, max(adapter.rows for adapter in adapters))
-    table = backbone.get_input_embeddings().weight
     own = dict(backbone.named_parameters())
-    embedding = next(name for name, weight in own.items() if weight is table)
+    embedding = f"{embedding_name(backbone)}.weight"
     for adapter in adapters:
         adapter.check_names(own.keys(), embedding)
         with torch.no_grad():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +29,7 @@ from bgectl.errors import RunError, UsageError
 from bgectl.models.adapter import add_in_place, read_adapter
 from bgectl.models.encoder import load_tokenizer
 from bgectl.models.hub import ADAPTER_CONFIG, Hub, check_model_name, model_file, read_json, unreachable
+from bgectl.models.pooling import pool
 from bgectl.models.rerankers import PairScorer
 from bgectl.models.weights import open_weights
 
@@ -67,12 +68,6 @@ class Scoring(Protocol):
         ...
 
 
-def _last(values_NL: Tensor, mask_NL: Tensor) -> Tensor:
-    """(N, …) values at the last token of each row."""
-    last_N = mask_NL.sum(dim=1) - 1
-    return values_NL[torch.arange(len(last_N), device=last_N.device), last_N]
-
-
 class YesLogit(nn.Module):
     """The logit of one token at the last position; no other of the vocabulary is computed."""
 
@@ -90,7 +85,7 @@ class YesLogit(nn.Module):
     def forward(self, ids_NL: Tensor, mask_NL: Tensor, spans_N2: Tensor) -> Tensor:
         """See `Scoring`."""
         logits_NL1 = self.model(input_ids=ids_NL, attention_mask=mask_NL, use_cache=False).logits
-        return _last(logits_NL1, mask_NL)[:, 0]
+        return pool(logits_NL1, mask_NL, "last_token")[:, 0]
 
 
 class LayerHead(nn.Module):
@@ -109,7 +104,7 @@ class LayerHead(nn.Module):
     def forward(self, ids_NL: Tensor, mask_NL: Tensor, spans_N2: Tensor) -> Tensor:
         """See `Scoring`."""
         states_NLH = self.backbone(input_ids=ids_NL, attention_mask=mask_NL, use_cache=False).last_hidden_state
-        return nn.functional.linear(_last(states_NLH, mask_NL), self.head)[:, 0]
+        return nn.functional.linear(pool(states_NLH, mask_NL, "last_token"), self.head)[:, 0]
 
 
 class CompressedHead(nn.Module):
@@ -148,7 +143,7 @@ class CompressedHead(nn.Module):
                 states_NLH, attention_mask=masks[backbone.config.layer_types[number]],
                 position_embeddings=backbone.rotary_emb(states_NLH, positions), position_ids=positions,
             )  # fmt: skip
-        logits = nn.functional.linear(backbone.norm(_last(states_NLH, mask_NL)), self.head)[:, 0]
+        logits = nn.functional.linear(backbone.norm(pool(states_NLH, mask_NL, "last_token")), self.head)[:, 0]
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
 
     def _masks(self, states_NLH: Tensor, mask_NL: Tensor) -> tuple[dict[str, Any], Tensor]:
@@ -295,8 +290,7 @@ def yes_logit(name: str, hub: Hub, dtype: torch.dtype, tokenizer: PreTrainedToke
     missing = sorted(loading["missing_keys"])
     if missing:
         raise RunError(f"is no language model: its files lack {', '.join(missing[:3])}", where=name)
-    if adapter is not None:
-        add_in_place(model.get_decoder(), read_adapter(adapter, Hub(cache_dir=hub.cache_dir, token=hub.token)).chain)
+    _add(model.get_decoder(), adapter, hub)
     return YesLogit(model, tokenizer("Yes", add_special_tokens=False)["input_ids"][0])
 
 
@@ -407,4 +401,4 @@ def _heads(name: str, hub: Hub, number: int) -> Tensor:
 
 def _add(backbone: Any, adapter: str | None, hub: Hub) -> None:
     if adapter is not None:
-        add_in_place(backbone, read_adapter(adapter, Hub(cache_dir=hub.cache_dir, token=hub.token)).chain)
+        add_in_place(backbone, read_adapter(adapter, replace(hub, revision=None)).chain)

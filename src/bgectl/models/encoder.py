@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from bgectl import console
 from bgectl.errors import RunError, UsageError
 from bgectl.models.adapter import add_in_place, read_adapter
 from bgectl.models.facts import FORMAT_FIELDS, PROMPT_FORMAT, EmbedderFacts
-from bgectl.models.hub import Hub, base_of, check_model_name, model_file, unreachable
+from bgectl.models.hub import Hub, check_model_name, model_file, unreachable, whole_model
 from bgectl.models.lora import Lora, take_weights
 from bgectl.models.pooling import pool
 
@@ -58,10 +57,15 @@ class Encoder(nn.Module):
         states: Tensor = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return states
 
+    @property
+    def alone(self) -> bool:
+        """Whether what is saved is the adapter, without the base model that it belongs to."""
+        return self.lora is not None and self.lora.alone
+
     def load(self, folder: Path) -> None:
         """Take the weights of a folder that was saved from an encoder like this one."""
         if self.lora is not None:
-            where = str(folder if self.lora.alone else folder / ADAPTER)
+            where = str(folder if self.alone else folder / ADAPTER)
             take_weights(self.backbone, read_adapter(where, Hub()).stored, where)
             return
         self.backbone.load_state_dict(load_backbone(str(folder), Hub()).state_dict())
@@ -79,8 +83,9 @@ def load_config(name: str, hub: Hub) -> Any:
         RunError: It cannot be found or read.
     """
     check_model_name(name)
+    name, hub = whole_model(name, hub)
     try:
-        return AutoConfig.from_pretrained(base_of(name, hub) or name, **hub.arguments())
+        return AutoConfig.from_pretrained(name, **hub.arguments())
     except (OSError, ValueError) as problem:
         raise unreachable(name, problem) from problem
 
@@ -100,7 +105,7 @@ def load_tokenizer(name: str, hub: Hub, *, decoder: bool = False, slow: bool = F
     """
     check_model_name(name)
     if model_file(name, "tokenizer_config.json", hub) is None:
-        name = base_of(name, hub) or name
+        name, hub = whole_model(name, hub)
     form: dict[str, Any] = ({"use_fast": False} if slow else {}) | ({"padding_side": "left"} if decoder else {})
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **form, **hub.arguments())
@@ -138,9 +143,9 @@ def load_backbone(
         RunError: It cannot be found or read, or is no model that AutoModel knows.
     """
     check_model_name(name)
-    base = base_of(name, hub)
-    if base is not None:
-        backbone = load_backbone(base, replace(hub, revision=None), dtype=dtype, attention=attention)
+    whole, whole_hub = whole_model(name, hub)
+    if whole != name:
+        backbone = load_backbone(whole, whole_hub, dtype=dtype, attention=attention)
         add_in_place(backbone, read_adapter(name, hub).chain)
         return backbone
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,12 @@ def base_of(name: str, hub: Hub) -> str | None:
     if not base:
         raise RunError("the adapter does not name its base model", where=name, hint="merge-lora takes --base")
     return str(base)
+
+
+def whole_model(name: str, hub: Hub) -> tuple[str, Hub]:
+    """Where the whole model is: of an adapter its base, to which the adapter's revision does not apply."""
+    base = base_of(name, hub)
+    return (name, hub) if base is None else (base, replace(hub, revision=None))
 
 
 def check_model_name(name: str) -> None:

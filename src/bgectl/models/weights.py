@@ -118,6 +118,12 @@ def open_weights(name: str, hub: Hub, *, heads: bool = False) -> Weights | None:
     return Weights(places)
 
 
+def fingerprint_of(name: str, hub: Hub) -> str | None:
+    """See `Weights.fingerprint`; None where the model has no safetensors files."""
+    weights = open_weights(name, hub)
+    return None if weights is None else weights.fingerprint()
+
+
 def in_backbone(name: str) -> str:
     """The name of a weight within the backbone: a language model's files put `model.` before it."""
     return name.removeprefix("model.")

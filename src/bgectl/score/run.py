@@ -162,9 +162,7 @@ def pair_scores(
         raise RunError("is an embedder; a model that scores pairs is wanted", where=name)
     chosen = choose_devices(devices)
     decoder = kind in KINDS
-    # float16 overflows in some decoders.
-    half = "bfloat16" if decoder else "float16"
-    precision = choose_dtype(dtype, weakest(chosen), use_fp16=use_fp16, use_bf16=use_bf16, half=half)
+    precision = choose_dtype(dtype, weakest(chosen), use_fp16=use_fp16, use_bf16=use_bf16, decoder=decoder)
     common: dict[str, Any] = {
         "hub": hub, "devices": chosen, "dtype": precision, "query_max_length": query_max_length,
         "max_length": max_length, "batch_tokens": token_budget(batch_tokens, chosen[0]), "batch_size": batch_size,

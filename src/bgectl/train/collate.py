@@ -6,7 +6,6 @@ Letters: B queries, G passages a group, T texts (B queries, then the distinct pa
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +30,8 @@ class Drawn:
 
     group: Group
     place: str
-    draws: str = ""
-    """Names the row's randomness: seed, epoch and row."""
+    draws: tuple[int, int, int] = (0, 0, 0)
+    """What the row's randomness depends on: seed, epoch and row."""
 
 
 class Groups(TorchDataset[Drawn]):
@@ -63,7 +62,7 @@ class Groups(TorchDataset[Drawn]):
             symmetric=self.same_dataset and row.type in SYMMETRIC_TEXTS,
             own_negatives_only=dataset.own_negatives_only,
         )
-        return Drawn(group, file, f"{self.seed}/{key.epoch}/{key.row}")
+        return Drawn(group, file, (self.seed, key.epoch, key.row))
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Collator:
         groups = [item.group for item in drawn]
         if self.icl is None:
             return [group.query for group in groups], [text for group in groups for text in group.passages]
-        queries = self.icl.queries(groups, lambda place: random.Random(f"{drawn[place].draws}/examples"))
+        queries = self.icl.queries(groups, lambda place: sampler(*drawn[place].draws, "examples"))
         return queries, [self.icl.passage(text, group) for group in groups for text in group.passages]
 
     def tokens(self, texts: Sequence[str], max_length: int) -> list[list[int]]:

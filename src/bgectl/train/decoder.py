@@ -24,7 +24,7 @@ from bgectl.models.decoder import end_texts
 from bgectl.models.encoder import Encoder, load_backbone, load_tokenizer
 from bgectl.models.hub import ADAPTER_CONFIG, Hub, base_of, model_file
 from bgectl.models.lora import Lora, add_adapters
-from bgectl.models.weights import open_weights
+from bgectl.models.weights import fingerprint_of
 from bgectl.options.train import TrainLlmOptions
 
 
@@ -60,13 +60,14 @@ def load_decoder(options: TrainLlmOptions, hub: Hub, pooling: str) -> tuple[Enco
     encoder = Encoder(backbone, pooling)
     encoder.end = end
     if options.use_lora:
-        weights = open_weights(name, hub)
-        config = (
-            go_on(backbone, started, vectors, tokenizer) if started is not None else begin(backbone, options, vectors)
-        )
-        config.base_model_name_or_path = base_name(name)
-        encoder.lora = Lora(config, None if weights is None else weights.fingerprint(), before, alone=True)
-        check_base(started, encoder.lora.fingerprint)
+        fingerprint = fingerprint_of(name, hub)
+        if started is None:
+            config = begin(backbone, options, vectors)
+        else:
+            started.check_base(name, fingerprint)
+            config = go_on(backbone, started, vectors, tokenizer)
+            config.base_model_name_or_path = base_name(name)
+        encoder.lora = Lora(config, fingerprint, before, alone=True)
     return encoder, tokenizer
 
 
@@ -138,7 +139,7 @@ def begin(backbone: Any, options: TrainLlmOptions, vectors: tuple[list[int], Ten
     return add_adapters(
         backbone, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout,
         targets=[] if options.target_modules == ["all-linear"] else options.target_modules,
-        base=options.model_name_or_path, whole=options.modules_to_save, new_tokens=vectors,
+        base=base_name(options.model_name_or_path), whole=options.modules_to_save, new_tokens=vectors,
     )  # fmt: skip
 
 
@@ -161,20 +162,6 @@ def go_on(
     ids = sorted(known)
     put_layers(backbone, started, (ids, torch.stack([known[key] for key in ids])) if known else None)
     return started.config
-
-
-def check_base(started: Adapter | None, fingerprint: str | None) -> None:
-    """Refuse to go on with an adapter of another base model.
-
-    Raises:
-        RunError: The adapter was trained on other weights.
-    """
-    if started is None or None in (started.fingerprint, fingerprint) or started.fingerprint == fingerprint:
-        return
-    raise RunError(
-        "was trained on another base model: its weights are others", where=started.where,
-        hint=f"its own base is {started.base}",
-    )  # fmt: skip
 
 
 def frozen_dtype(options: TrainLlmOptions) -> torch.dtype:

@@ -37,6 +37,7 @@ from bgectl.models.encoder import (
 )
 from bgectl.models.facts import EmbedderFacts, embedder_facts
 from bgectl.models.hub import ADAPTER_CONFIG, Hub, model_file
+from bgectl.models.lora import embedding_name
 from bgectl.models.weights import Weights, open_weights, write_weights
 from bgectl.options.merge import MergeOptions, shard_bytes
 from bgectl.train.card import merged_card
@@ -207,17 +208,12 @@ def check_fingerprints(adapters: Sequence[Adapter], base: str, weights: Weights 
     Raises:
         RunError: It is another one.
     """
-    known = [adapter for adapter in adapters if adapter.fingerprint]
-    if weights is None or not known:
+    if weights is None or not any(adapter.fingerprint for adapter in adapters):
         console.info("whether this is the base the adapter was trained on, only the shapes of its weights can tell")
         return
     found = weights.fingerprint()
-    for adapter in known:
-        if adapter.fingerprint != found:
-            raise RunError(
-                f"was trained on another base model: the weights of {base} are others", where=adapter.where,
-                hint=f"its own base was {adapter.base}",
-            )  # fmt: skip
+    for adapter in adapters:
+        adapter.check_base(base, found)
 
 
 def what_goes_along(folder: str, base: str, hub: Hub) -> tuple[PreTrainedTokenizerBase, EmbedderFacts]:
@@ -241,13 +237,13 @@ def write_merged(
     Raises:
         RunError: The adapters do not fit the base, or the disk is too small.
     """
+    dtype = dtype or getattr(config, "dtype", None)
     with torch.device("meta"):
         skeleton = AutoModel.from_config(
             config, trust_remote_code=hub.trust_remote_code, **without_pooler(config)
         )  # fmt: skip
     make_room(skeleton, max(adapter.rows for adapter in adapters))
-    table = skeleton.get_input_embeddings().weight
-    embedding = next(name for name, weight in skeleton.named_parameters() if weight is table)
+    embedding = f"{embedding_name(skeleton)}.weight"
     shapes = {name: list(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     for adapter in adapters:
         adapter.check_names(shapes.keys(), embedding)
@@ -256,9 +252,9 @@ def write_merged(
         get = weights.get
     else:
         # Other forms of files, or names that transformers translates as it loads.
-        backbone = load_backbone(base, hub, dtype=dtype or getattr(config, "dtype", None) or torch.float32)
+        backbone = load_backbone(base, hub, dtype=dtype or torch.float32)
         get = backbone.state_dict().__getitem__
-    dtype = dtype or getattr(config, "dtype", None) or get(embedding).dtype
+    dtype = dtype or get(embedding).dtype
     needed = sum(torch.Size(shape).numel() for shape in shapes.values()) * torch.empty((), dtype=dtype).element_size()
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -20,7 +20,7 @@ from bgectl.models.facts import EmbedderFacts, embedder_facts
 from bgectl.models.hub import Hub
 from bgectl.models.lora import Lora, add_adapters
 from bgectl.models.m3 import with_heads
-from bgectl.models.weights import open_weights
+from bgectl.models.weights import fingerprint_of
 from bgectl.options.train import TrainBaseOptions, TrainIclOptions, TrainLlmOptions, TrainM3Options, TrainOptions
 from bgectl.train.decoder import base_name, check_kind, load_decoder
 
@@ -85,8 +85,7 @@ def load_encoder(options: TrainOptions, hub: Hub, pooling: str) -> tuple[Encoder
             backbone, rank=options.lora_rank, alpha=options.lora_alpha, dropout=options.lora_dropout,
             targets=options.target_modules, base=base_name(name),
         )  # fmt: skip
-        weights = open_weights(name, hub)
-        encoder.lora = Lora(config, None if weights is None else weights.fingerprint())
+        encoder.lora = Lora(config, fingerprint_of(name, hub))
     return encoder, tokenizer
 
 

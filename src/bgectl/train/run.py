@@ -92,7 +92,7 @@ class Model:
         backbone, heads = apart(state)
         lora, module = self.encoder.lora, self.encoder.backbone
         if lora is not None:
-            place = folder if lora.alone else folder / ADAPTER
+            place = folder if self.encoder.alone else folder / ADAPTER
             trained = trained_names(module)
             with written(place):
                 save_adapter(
@@ -100,7 +100,7 @@ class Model:
                     fingerprint=lora.fingerprint, before=lora.before,
                 )  # fmt: skip
             save_beside(place, self.tokenizer, self.facts, module.config)
-            if lora.alone:
+            if self.encoder.alone:
                 return
             backbone = merged(backbone, lora.config)
         save_embedder(folder, module, self.tokenizer, self.facts, state=backbone)
@@ -448,7 +448,7 @@ def finish(
             steps=steps,
             loss=mean_loss(trainer.state.log_history),
             colbert=colbert_sizes(model.encoder),
-            adapter=model.encoder.lora is not None and model.encoder.lora.alone,
+            adapter=model.encoder.alone,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         versions = f"# bgectl {__version__}, transformers {transformers.__version__}, torch {torch.__version__}\n"
@@ -457,7 +457,7 @@ def finish(
 
     made = write_model(options.output_dir, write)
     write_mark(options.output_dir, [*made, MERGED] if merges else made)
-    what = "adapter" if model.encoder.lora is not None and model.encoder.lora.alone else "model"
+    what = "adapter" if model.encoder.alone else "model"
     console.info(f"trained {what}: {options.output_dir}" + (f" (weights of {kept})" if kept else ""))
     if merges:
         save_merged(options)

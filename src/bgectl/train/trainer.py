@@ -300,8 +300,7 @@ class EmbedderTrainer(Trainer):
         The backbone's have the names they have in its files, the heads' those they have in the encoder. Where adapters
         are saved alone, they are those that are trained: the others are never gathered.
         """
-        lora = self.model.encoder.lora
-        only = trained_names(self.model) if lora is not None and lora.alone else None
+        only = trained_names(self.model) if self.model.encoder.alone else None
         if not self.sharded:
             state = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
         elif self.fsdp:
