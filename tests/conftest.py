@@ -57,8 +57,12 @@ def inside(capfd):
     """Run the command in this process, which spares the seconds that importing torch takes."""
 
     def call(*words):
+        from bgectl import console
         from bgectl.cli import main
 
+        # They keep the width that the terminal had when they were made, which may be another test's.
+        console.stdout.cache_clear()
+        console.stderr.cache_clear()
         capfd.readouterr()
         with pytest.raises(SystemExit) as ending:
             main([str(word) for word in words])
