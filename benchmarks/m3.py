@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
 
-from common import ROOT, Cost, make_rows, peers, run
+from common import ROOT, Cost, make_rows, measured, peers, run
 
 VOCABULARY = 250_002
 
@@ -117,35 +113,8 @@ def commands(
 
 def cost(command: list[object], steps: int, rounds: int, gpu: bool) -> Cost:
     """The least of some rounds of a command with so many steps; its peak is the GPU's where there is one."""
-    runs = []
-    for _ in range(rounds):
-        with GpuPeak() if gpu else nullcontext() as watch:
-            one = run([*command, "--max_steps", steps])
-        runs.append(replace(one, peak=watch.peak) if watch else one)
+    runs = [measured([*command, "--max_steps", steps], gpu=gpu) for _ in range(rounds)]
     return Cost(*(min(getattr(one, key) for one in runs) for key in ("wall", "cpu", "peak")))
-
-
-class GpuPeak(Thread):
-    """The most memory in use on the first GPU, in MiB, as nvidia-smi tells it five times a second."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak = 0.0
-        self.done = Event()
-
-    def run(self) -> None:
-        """Ask until told to stop."""
-        words = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-        while not self.done.wait(0.2):
-            self.peak = max(self.peak, float(subprocess.run(words, capture_output=True, check=True).stdout))
-
-    def __enter__(self) -> GpuPeak:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.join()
 
 
 def show(results: list[dict], steps: int) -> None:

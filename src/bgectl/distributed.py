@@ -5,12 +5,17 @@ Without a process group every function answers for a single process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+from bgectl import console
+from bgectl.launch import place
 
 
 def active() -> bool:
@@ -109,3 +114,45 @@ def patient_barrier() -> Callable[[], None]:
         return lambda: None
     group = distributed.new_group(backend="gloo", timeout=timedelta(days=7))
     return lambda: distributed.barrier(group=group)
+
+
+def from_first(value: Any) -> Any:
+    """What the first process gave; all processes call this."""
+    if not active():
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Join the processes that were started for one piece of work, if there are several; the first of them speaks.
+
+    They meet on the CPU, and wait for each other as long as it takes.
+    """
+    here = place()
+    if here.world == 1:
+        yield
+        return
+    if not here.first:
+        console.be_quiet()
+    distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def own_devices(devices: Sequence[str]) -> list[str]:
+    """The devices of this process: of several processes on a machine each takes one of those named, or a GPU."""
+    here = place()
+    if here.world == 1:
+        return list(devices)
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if devices and list(devices) != ["auto"]:
+        return [devices[local % len(devices)]]
+    if torch.cuda.device_count() > 1:
+        torch.cuda.set_device(local % torch.cuda.device_count())
+        return [f"cuda:{local % torch.cuda.device_count()}"]
+    return list(devices)

@@ -10,9 +10,11 @@ import gc
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,7 @@ from bgectl.data.icl import Wording, read_examples
 from bgectl.data.prompts import Prompts, shown_prefix
 from bgectl.errors import RunError, UsageError
 from bgectl.models.decoder import end_of, ended, is_decoder
-from bgectl.models.encoder import Encoder, load_backbone, load_tokenizer, position_limit, quiet_libraries
+from bgectl.models.encoder import Encoder, load_backbone, load_config, load_tokenizer, position_limit, quiet_libraries
 from bgectl.models.facts import ICL_EXAMPLE, EmbedderFacts, embedder_facts
 from bgectl.models.hub import Hub
 
@@ -144,7 +146,8 @@ class Embedder:
     """An embedder ready for inference: replicas on one or several devices."""
 
     name: str
-    encoders: list[Encoder]
+    load: Callable[[], list[Encoder]]
+    """Loads a replica for each device."""
     devices: list[torch.device]
     tokenizer: PreTrainedTokenizerBase
     facts: EmbedderFacts
@@ -157,20 +160,51 @@ class Embedder:
     """The id that each text is ended with; see `decoder.end_of`."""
     examples: str = ""
     """What stands before each query (icl)."""
+    dtype: str = "float32"
+    """The precision of the weights."""
     cut: int = 0
     """Texts cut to their length so far."""
+    _encoders: list[Encoder] = field(default_factory=list, init=False)
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        """The replicas; they are loaded when they are first asked for."""
+        if not self._encoders:
+            self._encoders = self.load()
+        return self._encoders
+
+    def space(self, *, queries: bool) -> dict[str, Any]:
+        """What the vectors of queries, or of passages, depend on besides their text and the model's files."""
+        common = {
+            "pooling": self.facts.pooling,
+            "normalize": self.facts.normalize,
+            "dtype": self.dtype,
+            "end": self.end,
+        }
+        if queries:
+            return common | {
+                "max_length": self.query_max_length, "instruction": self.prompts.query_instruction,
+                "format": self.prompts.query_format, "suffix": self.facts.query_suffix, "examples": self.examples,
+            }  # fmt: skip
+        return common | {
+            "max_length": self.passage_max_length, "instruction": self.prompts.passage_instruction,
+            "format": self.prompts.passage_format,
+        }  # fmt: skip
 
     @property
     def description(self) -> str:
         """Pooling, normalisation and prompts, each with where it came from."""
         return self.facts.describe()
 
-    def encode_queries(self, texts: Sequence[str], prompts: Sequence[str | None] | None = None) -> Vectors:
+    def encode_queries(
+        self, texts: Sequence[str], prompts: Sequence[str | None] | None = None, advance: console.Advance | None = None
+    ) -> Vectors:
         """(N, D) float32 vectors of queries.
 
         Args:
             texts: Queries without instruction.
             prompts: For each query the prompt of its row, which replaces the instruction; None where there is none.
+            advance: Is told of each batch; None shows a progress bar.
         """
         own = prompts or [None] * len(texts)
         prompted = [self.prompts.query(text, prompt) for text, prompt in zip(texts, own, strict=True)]
@@ -181,17 +215,16 @@ class Embedder:
             self.cut += sum(text != whole + wording.suffix for text, whole in zip(ended, prompted, strict=True))
             prompted = [self.examples + text for text in ended]
             length += wording.length(self.examples) + SLACK
-        return self._encode(prompted, length, "Encoding queries")
+        return self._encode(prompted, length, "Encoding queries", advance)
 
-    def encode_passages(self, texts: Sequence[str]) -> Vectors:
-        """(N, D) float32 vectors of passages; the instruction is put in front here."""
-        return self._encode(
-            [self.prompts.passage(text) for text in texts], self.passage_max_length, "Encoding passages"
-        )
+    def encode_passages(self, texts: Sequence[str], advance: console.Advance | None = None) -> Vectors:
+        """(N, D) float32 vectors of passages; the instruction is put in front here. See `encode_queries`."""
+        prompted = [self.prompts.passage(text) for text in texts]
+        return self._encode(prompted, self.passage_max_length, "Encoding passages", advance)
 
-    def _encode(self, texts: Sequence[str], max_length: int, label: str) -> Vectors:
+    def _encode(self, texts: Sequence[str], max_length: int, label: str, told: console.Advance | None) -> Vectors:
         vectors = np.empty((len(texts), self.encoders[0].dimension), dtype=np.float32)
-        with console.progress(label, len(texts), "texts") as advance:
+        with nullcontext(told) if told else console.progress(label, len(texts), "texts") as advance:
             for start in range(0, len(texts), CHUNK):
                 self._encode_chunk(texts[start : start + CHUNK], max_length, vectors[start : start + CHUNK], advance)
         self._refuse_broken(texts, vectors)
@@ -232,8 +265,8 @@ class Embedder:
         return result
 
     def close(self) -> None:
-        """Give the weights' memory back."""
-        self.encoders.clear()
+        """Give the weights' memory back; they are loaded again where they are asked for again."""
+        self._encoders = []
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -281,6 +314,7 @@ def load_embedder(
     kind: str | None = None,
     examples: Path | None = None,
     examples_format: str = ICL_EXAMPLE,
+    lazy: bool = False,
     hub: Hub | None = None,
 ) -> Embedder:
     """Load an embedder for inference.
@@ -306,6 +340,7 @@ def load_embedder(
             model's files.
         examples: File of examples to put before each query of an icl embedder; see `icl.read_examples`.
         examples_format: How instruction, query and response of an example are joined.
+        lazy: Load the weights when something is first encoded.
         hub: How to reach the model.
 
     Raises:
@@ -347,23 +382,30 @@ def load_embedder(
             hint="--embedder-model-class decoder-only-icl says that it was",
         )  # fmt: skip
     tokenizer = load_tokenizer(name, hub, decoder=decoder)
-    backbone = load_backbone(name, hub, dtype=precision)
-    if decoder:
-        # Else it keeps keys and values for tokens that never come.
-        backbone.config.use_cache = False
-    limit = position_limit(backbone.config)
-    encoder = Encoder(backbone, facts.pooling)
-    if heads:
-        from bgectl.models.m3 import with_heads
+    limit = position_limit(load_config(name, hub))
 
-        encoder = with_heads(encoder, name, tokenizer, hub, dtype=precision)
-    encoders = [_replica(encoder, device, last=number == len(chosen) - 1) for number, device in enumerate(chosen)]
-    return Embedder(
-        name, encoders, chosen, tokenizer, facts, prompts,
+    def load() -> list[Encoder]:
+        backbone = load_backbone(name, hub, dtype=precision)
+        if decoder:
+            # Else it keeps keys and values for tokens that never come.
+            backbone.config.use_cache = False
+        encoder = Encoder(backbone, facts.pooling)
+        if heads:
+            from bgectl.models.m3 import with_heads
+
+            encoder = with_heads(encoder, name, tokenizer, hub, dtype=precision)
+        return [_replica(encoder, device, last=number == len(chosen) - 1) for number, device in enumerate(chosen)]
+
+    embedder = Embedder(
+        name, load, chosen, tokenizer, facts, prompts,
         min(query_max_length, limit or query_max_length), min(passage_max_length, limit or passage_max_length),
         token_budget(batch_tokens, chosen[0]), batch_size, end_of(tokenizer) if decoder else None,
         "" if examples is None else read_examples(examples, examples_format, prompts.query_instruction),
+        str(precision).removeprefix("torch."),
     )  # fmt: skip
+    if not lazy:
+        _ = embedder.encoders
+    return embedder
 
 
 def embedder_over(
@@ -373,7 +415,7 @@ def embedder_over(
     """An embedder around an encoder that is already loaded, such as one in training; the weights are shared."""
     device = next(encoder.parameters()).device
     return Embedder(
-        "", [encoder], [device], tokenizer, facts, prompts, query_max_length, passage_max_length,
+        "", lambda: [encoder], [device], tokenizer, facts, prompts, query_max_length, passage_max_length,
         token_budget(None, device), 3000, encoder.end,
     )  # fmt: skip
 

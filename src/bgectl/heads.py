@@ -8,6 +8,7 @@ U passages, K ranks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +49,11 @@ class Encoded:
     ids: Tensor
     colbert: Tokens
 
+    def of(self, texts: Sequence[int]) -> Encoded:
+        """That of some of the texts, in the order given."""
+        ids = Tokens(self.ids, self.sparse.lengths).of(texts).values
+        return Encoded(self.dense[list(texts)], self.sparse.of(texts), ids, self.colbert.of(texts))
+
 
 @dataclass(frozen=True)
 class Found:
@@ -81,24 +87,107 @@ def search(
     Raises:
         RunError: The model gives what is not finite.
     """
-    depth = min(depth, len(passages))
-    best = {name: Best(len(queries), depth) for name in scores}
+    return search_encoded(
+        embedder, encode_queries(embedder, queries, prompts), passages, depth, scores=scores, weights=weights
+    )
+
+
+def encode_queries(embedder: Embedder, queries: Sequence[str], prompts: Sequence[str | None]) -> list[Encoded]:
+    """What the heads give for queries, in blocks of QUERY_BLOCK."""
     prompted = [embedder.prompts.query(text, prompt) for text, prompt in zip(queries, prompts, strict=True)]
     with console.progress("Encoding queries", len(queries), "texts") as advance:
-        blocks = list(_chunks(embedder, prompted, embedder.query_max_length, QUERY_BLOCK, advance))
-    with console.progress("Encoding and scoring passages", len(passages), "texts") as advance:
-        spoken = [embedder.prompts.passage(text) for text in passages]
+        return list(_chunks(embedder, prompted, embedder.query_max_length, QUERY_BLOCK, advance))
+
+
+def search_encoded(
+    embedder: Embedder, blocks: Sequence[Encoded], passages: Sequence[str], depth: int, *,
+    scores: Sequence[str] = SCORES, weights: Sequence[float] = (1.0, 0.3, 1.0), told: console.Advance | None = None,
+) -> dict[str, Found]:  # fmt: skip
+    """`search` with queries that are encoded already.
+
+    Args:
+        embedder: One that was loaded with its heads.
+        blocks: The queries; see `encode_queries`.
+        passages: N texts without instruction.
+        depth: K; at most N are given.
+        scores: Kinds of score, of `SCORES`.
+        weights: Of dense, sparse and ColBERT in the hybrid score.
+        told: Is told of passages; None shows a progress bar.
+
+    Raises:
+        RunError: The model gives what is not finite.
+    """
+    depth = min(depth, len(passages))
+    best = {name: Best(sum(len(block.dense) for block in blocks), depth) for name in scores}
+    spoken = [embedder.prompts.passage(text) for text in passages]
+    label = "Encoding and scoring passages"
+    with nullcontext(told) if told else console.progress(label, len(passages), "texts") as advance:
         for number, chunk in enumerate(_chunks(embedder, spoken, embedder.passage_max_length, CHUNK, advance)):
             for place, block in enumerate(blocks):
                 for name, part in score(block, chunk, scores, weights).items():
-                    values = part.cpu().numpy()
-                    if not np.isfinite(values).all():
-                        raise RunError(
-                            f"the model gives {name} scores that are not finite", where=embedder.name or None,
-                            hint="try `--dtype float32`",
-                        )  # fmt: skip
-                    best[name].add(values, place * QUERY_BLOCK, number * CHUNK)
+                    best[name].add(finite(embedder, name, part), place * QUERY_BLOCK, number * CHUNK)
     return {name: Found(kept.scores, kept.indices) for name, kept in best.items()}
+
+
+def finite(embedder: Embedder, name: str, part: Tensor) -> npt.NDArray[np.float32]:
+    """Scores as an array.
+
+    Raises:
+        RunError: One is not finite.
+    """
+    values: npt.NDArray[np.float32] = part.cpu().numpy()
+    if not np.isfinite(values).all():
+        raise RunError(
+            f"the model gives {name} scores that are not finite", where=embedder.name or None,
+            hint="try `--dtype float32`",
+        )  # fmt: skip
+    return values
+
+
+def pair_scores(
+    embedder: Embedder, queries: Sequence[tuple[str, str | None]], passages: Sequence[str], kind: str,
+    weights: Sequence[float] = (1.0, 0.3, 1.0), told: console.Advance | None = None,
+) -> npt.NDArray[np.float32]:  # fmt: skip
+    """(P,) the score of each query with its passage; a text that stands in several pairs is encoded once.
+
+    Args:
+        embedder: One that was loaded with its heads.
+        queries: P queries without instruction, each with the prompt of its row. All of them are held, so P is to be
+            some ten thousands at most.
+        passages: P texts without instruction.
+        kind: One of `SCORES`.
+        weights: See `search`.
+        told: Is told of pairs; None shows a progress bar.
+
+    Raises:
+        RunError: The model gives what is not finite.
+    """
+    rows: dict[tuple[str, str | None], int] = {}
+    columns: dict[str, int] = {}
+    left = np.array([rows.setdefault(query, len(rows)) for query in queries], dtype=np.int64)
+    right = np.array([columns.setdefault(text, len(columns)) for text in passages], dtype=np.int64)
+    result = np.empty(len(left), dtype=np.float32)
+    if not len(left):
+        return result
+    quiet = _untold
+    asked = [embedder.prompts.query(*query) for query in rows]
+    whole = encode(embedder, asked, embedder.query_max_length, quiet)
+    spoken = [embedder.prompts.passage(text) for text in columns]
+    with nullcontext(told) if told else console.progress("Scoring", len(left), "pairs") as advance:
+        for number, chunk in enumerate(_chunks(embedder, spoken, embedder.passage_max_length, CHUNK, quiet)):
+            places = np.flatnonzero(right // CHUNK == number)
+            for start in range(0, len(places), QUERY_BLOCK):
+                part = places[start : start + QUERY_BLOCK]
+                theirs, row = np.unique(left[part], return_inverse=True)
+                those, column = np.unique(right[part] - number * CHUNK, return_inverse=True)
+                table = score(whole.of(theirs.tolist()), chunk.of(those.tolist()), [kind], weights)[kind]
+                result[part] = finite(embedder, kind, table)[row, column]
+                advance(len(part))
+    return result
+
+
+def _untold(amount: int = 1) -> None:
+    """Nobody is told."""
 
 
 def score(queries: Encoded, passages: Encoded, scores: Iterable[str], weights: Sequence[float]) -> Mapping[str, Tensor]:

@@ -72,7 +72,7 @@ def enough_gpus(wanted: int, *, needed: bool) -> bool:
     there = torch.cuda.device_count()
     if there >= wanted or (not there and not needed):
         return True
-    hint = "`--nproc N --device cpu` trains on a CPU" if not there else f"--gpus {there} uses all"
+    hint = "--nproc N in place of it runs N processes on a CPU" if not there else f"--gpus {there} uses all"
     shown = "no GPU" if not there else f"{there} GPU{'s' * (there > 1)}"
     console.error(f"--gpus: this machine has {shown}, not {wanted}", hint=hint)
     return False

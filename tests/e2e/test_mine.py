@@ -198,7 +198,8 @@ def test_in_place(mine, write_rows, toy_rows, tmp_path):
     assert mine(source, "-n", 5, "--range", "0-20", out="out.jsonl").returncode == 0
     assert mine(source, "-n", 5, "--range", "0-20", out=source.name).returncode == 0
     assert source.read_bytes() == (tmp_path / "out.jsonl").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl"], "temporary files are left"
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".bgectl", "out.jsonl", "rows.jsonl"], "temporary files are left"
 
 
 @pytest.mark.parametrize("damage", ["row", "pool", "model", "range"])
@@ -235,11 +236,11 @@ def test_without_faiss_the_message_says_how_to_get_it(bgectl, write_rows, toy_ro
     shim.mkdir()
     (shim / "faiss.py").write_text("raise ImportError('no faiss here')\n")
     done = bgectl(
-        "mine", write_rows(toy_rows(4)), tmp_path / "out.jsonl", "--embedder-name-or-path", tiny_bert,
-        env={"PYTHONPATH": str(shim)},
+        "mine", write_rows(toy_rows(4)), tmp_path / "out.jsonl", "--embedder-name-or-path", tiny_bert, "--range", "0-9",
+        "--index", "Flat", env={"PYTHONPATH": str(shim)},
     )  # fmt: skip
     assert done.returncode == 1
-    assert "mining needs faiss" in done.stderr
+    assert "--index needs faiss" in done.stderr
     assert "pip install 'bgectl[cpu]'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out.jsonl").exists()
@@ -331,7 +332,7 @@ def test_a_full_disk_leaves_the_old_output(write_rows, toy_rows, tmp_path, tiny_
     assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert target.read_text() == "old\n"
-    assert not list(tmp_path.glob(".*")), "temporary files are left"
+    assert not list(tmp_path.glob(".*.part")) + list(tmp_path.glob(".bgectl/run-*")), "temporary files are left"
 
 
 def scores_by_hand(model, rows, pool):
@@ -430,7 +431,12 @@ def test_a_cross_encoder_judges(mine, inside, pool_file, write_rows, toy_rows, t
     (["--positive-percent", 0.9, "--relative-margin", 0.1], "say the same"),
     (["--min-score", 0.5, "--max-score", 0.5], "not below"),
     (["--positive-percent", 1.5], "--positive-percent"),
-    (["--score", "colbert", "--positive-percent", 0.9], "does not tell the scores of positives"),
+    (["--score", "colbert", "--index", "Flat"], "searches by dense vectors"),
+    (["--mode", "m3", "--fuse", "rrf"], "searches by dense vectors"),
+    (["--mode", "m3", "--score", "dense"], "exclude each other"),
+    (["--index-parameters", "nprobe=4"], "says nothing without --index"),
+    (["--nnodes", 2], "--rdzv-endpoint"),
+    (["--gpus", 2, "--devices", "cpu"], "--nproc"),
     (["--cross-encoder", "x", "--fill", "deeper"], "exclude each other"),
 ])  # fmt: skip
 def test_rules_that_cannot_be(words, said, mine, write_rows, toy_rows, tmp_path):

@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgectl.mine.rule import Ranked, Rule
-from bgectl.mine.select import candidates_of, draw, random_passages, same_text, select_negatives
+from bgectl.mine.rule import Rule
+from bgectl.mine.run import Ranked
+from bgectl.mine.select import (
+    candidates_of,
+    near_copies,
+    random_passages,
+    same_text,
+    select_negatives,
+    shingles,
+    taking_order,
+)
 
 
 @st.composite
@@ -22,7 +31,8 @@ def cases(draw):
 
 
 def chosen_of(ranking, keys, forbidden, wanted, generator, **how):
-    return select_negatives(candidates_of(ranking, keys, forbidden), keys, forbidden, wanted, generator, **how)
+    candidates = candidates_of(ranking, [keys[index] for index in ranking], forbidden)
+    return select_negatives(candidates, keys, forbidden, wanted, generator, **how)
 
 
 @given(cases())
@@ -68,12 +78,13 @@ def test_copies():
 @given(cases(), st.lists(st.integers(0, 59), max_size=20))
 def test_lower_ranks_come_before_random_texts(case, lower):
     ranking, keys, forbidden, wanted, seed = case
-    below = candidates_of(np.array([index for index in lower if index < len(keys)], dtype=np.int64), keys, forbidden)
+    lower = np.array([index for index in lower if index < len(keys)], dtype=np.int64)
+    below = candidates_of(lower, [keys[index] for index in lower], forbidden)
     chosen = chosen_of(ranking, keys, forbidden, wanted, np.random.default_rng(seed), lower=below, fill=False)
     taken = [keys[index] for index in chosen.passages]
     assert not set(taken) & forbidden
     assert len(set(taken)) == len(taken)
-    inside = candidates_of(ranking, keys, forbidden)
+    inside = candidates_of(ranking, [keys[index] for index in ranking], forbidden)
     reachable = {keys[index] for index in [*inside, *below]}
     assert len(taken) == min(wanted, len(reachable)), "fewer than there are, or random ones"
     assert chosen.filled == max(0, len(taken) - len(inside))
@@ -81,14 +92,48 @@ def test_lower_ranks_come_before_random_texts(case, lower):
 
 def test_ways_of_drawing():
     candidates = list(range(100, 160))
-    assert draw(candidates, 5, "top", np.random.default_rng(0)) == candidates[:5]
-    assert draw(candidates, 60, "weighted", np.random.default_rng(0)) == candidates
-    means = {}
+    assert taking_order(candidates, "top", np.random.default_rng(0)) == candidates
+    means, firsts = {}, {}
     for how in ("random", "weighted"):
-        drawn = [draw(candidates, 10, how, np.random.default_rng([seed])) for seed in range(300)]
-        assert all(part == sorted(set(part)) for part in drawn)
-        means[how] = np.mean(drawn) - 100
+        drawn = [taking_order(candidates, how, np.random.default_rng([seed])) for seed in range(2000)]
+        assert all(sorted(part) == candidates for part in drawn)
+        means[how] = np.mean([part[:10] for part in drawn]) - 100
+        firsts[how] = np.bincount([part[0] - 100 for part in drawn], minlength=60) / len(drawn)
     assert means["weighted"] < 20 < 28 < means["random"] < 31
+    weights = 1 / np.arange(1, 61)
+    assert np.abs(firsts["weighted"] - weights / weights.sum()).max() < 0.03, "not drawn by 1, 1/2, 1/3 …"
+
+
+def test_near_copies():
+    """Character 5-grams: a changed word in a long text is a near copy, in a short one not."""
+    text = "find all files in the current directory that are larger than one megabyte and print them"
+    assert near_copies(shingles(text), shingles(f"  {text.upper()}\n"))
+    assert near_copies(shingles(text), shingles(text.replace("print", "list")))
+    assert not near_copies(shingles(text), shingles(text.replace("find", "delete").replace("larger", "smaller")))
+    assert near_copies(shingles("ab"), shingles("AB"))
+    assert not near_copies(shingles("ab"), shingles("ac"))
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_nearness_by_its_definition(one, other):
+    a, b = shingles(one), shingles(other)
+    assert near_copies(a, b) == near_copies(b, a) == (5 * len(a & b) >= 4 * len(a | b))
+
+
+def test_near_copies_are_passed_over():
+    """Neither of the query or a positive, nor of one another, in whatever order they are drawn."""
+
+    def near(index, others):
+        return index % 10 == 0 or any(index // 2 == other // 2 for other in others)
+
+    for seed in range(50):
+        chosen = select_negatives(
+            list(range(60)), list(range(100)), set(), 30, np.random.default_rng(seed), lower=range(60, 90), near=near
+        )  # fmt: skip
+        assert len(chosen.passages) == 30
+        assert not [index for index in chosen.passages if index % 10 == 0]
+        assert len({index // 2 for index in chosen.passages}) == 30, "two near copies"
+        assert chosen.copies + len(chosen.passages) - chosen.filled <= 60
 
 
 @pytest.mark.parametrize(("rule", "positive", "kept", "reasons"), [

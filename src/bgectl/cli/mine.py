@@ -5,11 +5,13 @@ from __future__ import annotations
 from typer.core import TyperCommand
 
 from bgectl.cli import bind
+from bgectl.cli.launching import start_processes
 from bgectl.options.mine import MineOptions
 
 
 def mine(options: MineOptions) -> None:
     """Find hard negatives: rank the pool for each query and draw from the ranks of --range."""
+    start_processes(options)
     from bgectl.mine.run import run
 
     run(options)

@@ -6,7 +6,7 @@ The rule by a share of the positive's score is that of NV-Retriever (arXiv 2407.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -63,22 +63,3 @@ class Rule:
             left_out[reason] += int((keep & ~fine).sum())
             keep &= fine
         return keep
-
-
-@dataclass
-class Ranked:
-    """What a search found for the rows.
-
-    Attributes:
-        indices: (rows, K) pool indices, best first.
-        scores: (rows, K).
-        positives: For each row the scores of its positives; empty where they were not asked for.
-    """
-
-    indices: npt.NDArray[np.int64]
-    scores: Scores
-    positives: list[Scores] = field(default_factory=list)
-
-    def positive(self, row: int) -> float:
-        """The least score of a row's positives."""
-        return float(self.positives[row].min()) if self.positives else float("nan")

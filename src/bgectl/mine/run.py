@@ -1,104 +1,75 @@
-"""`bgectl mine`: rows → pool and queries encoded → ranks → negatives → rows."""
+"""`bgectl mine`: rows → pool and queries encoded → ranks → negatives → rows.
+
+Several processes encode, search and score, each a share, through the work folder; the first of them draws and writes.
+"""
 
 from __future__ import annotations
 
-import math
+import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bgectl import console, jsonl
-from bgectl.data.rows import Row, read_rows
+from bgectl import console, distributed, jsonl
+from bgectl.data.rows import Row
 from bgectl.encode import Embedder, load_embedder
 from bgectl.errors import DataError
-from bgectl.heads import search
-from bgectl.mine.rule import Ranked, Rule, Scores
-from bgectl.mine.search import load_faiss, rank
-from bgectl.mine.select import Negatives, candidates_of, same_text, select_negatives
+from bgectl.mine.inputs import Inputs, open_inputs, read_inputs, read_query, read_relevant
+from bgectl.mine.report import Report, rounded
+from bgectl.mine.rule import Rule, Scores
+from bgectl.mine.search import DenseFinder, Found, HeadsFinder, check_factory
+from bgectl.mine.select import Negatives, candidates_of, near_copies, select_negatives, shingles
+from bgectl.mine.space import Space
+from bgectl.models.files import files_digest
 from bgectl.models.hub import Hub
 from bgectl.options.mine import MineOptions, ranks
-from bgectl.score.run import pair_scores
+from bgectl.score.pairs import Pair, PairTeacher, pair_teacher
+from bgectl.work.folder import run_folder, work_folder
+from bgectl.work.texts import Numbers, encoded, hash_of
+
+ROWS = 2_000
+"""Rows looked at together."""
+DEEPER = 10
+"""`--fill deeper` looks at ranks up to this many times the end of the range."""
 
 
 def run(options: MineOptions) -> None:
-    """Mine negatives for every row of the input.
+    """Mine negatives for every row of the input; all processes of a run call this.
 
     Raises:
         DataError: Rows or pool have defects, or the range lies behind the pool's end.
-        RunError: The model cannot be loaded, faiss is missing, or the disk is full.
+        RunError: The model cannot be loaded, a package is missing, or the disk is full.
     """
     started = time.monotonic()
     jsonl.check_target(options.output_file)
-    if options.score == "dense":
-        load_faiss()
-    rows = [row for _, row in read_rows(options.input_file)]
-    if not rows:
-        raise DataError("holds no rows", where=str(options.input_file))
-    pool = read_pool(options.candidate_pool) if options.candidate_pool else pool_of(rows)
-    low, high = fit_range(options.range, len(pool))
-    embedder = load_embedder(
-        options.embedder_name_or_path,
-        pooling=options.pooling_method,
-        normalize=options.normalize_embeddings,
-        query_instruction=options.query_instruction_for_retrieval,
-        query_format=options.query_instruction_format_for_retrieval,
-        passage_instruction=options.passage_instruction_for_retrieval,
-        passage_format=options.passage_instruction_format_for_retrieval,
-        query_max_length=options.embedder_query_max_length,
-        passage_max_length=options.embedder_passage_max_length,
-        devices=options.devices,
-        dtype=options.dtype,
-        use_fp16=options.use_fp16,
-        use_bf16=options.use_bf16,
-        batch_tokens=options.batch_tokens,
-        batch_size=options.embedder_batch_size,
-        heads=options.score != "dense",
-        kind=options.embedder_model_class,
-        examples=options.examples_for_task,
-        examples_format=options.examples_instruction_format,
-        hub=Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code),
-    )
-    console.info(f"{options.embedder_name_or_path}: {embedder.description}")
-    rule = Rule(options.percent, options.absolute_margin, options.min_score, options.max_score)
-    wanted = options.cross_encoder is None and (options.keep_scores or rule.by_positive)
-    searched = Searched(embedder, rows, pool, options, positives=wanted)
-    found = searched.rank(high)
-    if options.cross_encoder is not None:
-        found = judged_by(options, rows, pool, found, low)
-        low = 0
-    chosen, report = choose(rows, pool, found, low, options, rule, searched)
-    embedder.close()
-    jsonl.write_objects(options.output_file, mined(rows, pool, chosen, report if options.keep_scores else None))
-    tell(rows, pool, chosen, report, options, embedder.cut, time.monotonic() - started)
-
-
-def pool_of(rows: Iterable[Row]) -> list[str]:
-    """All positives and negatives of the rows, each text once, in the order of the file."""
-    return list(dict.fromkeys(text for row in rows for text in (*row.pos, *row.neg)))
-
-
-def read_pool(path: Path) -> list[str]:
-    """The texts of a candidate pool, each once; a `title` is put before its `text`.
-
-    Raises:
-        DataError: A line has no text; named with file and line.
-    """
-    texts: dict[str, None] = {}
-    for number, entry in jsonl.read_objects(path):
-        text, title = entry.get("text"), entry.get("title") or ""
-        if not isinstance(text, str) or not isinstance(title, str) or not (title + text).strip():
-            raise DataError(
-                "a text is missing", where=f"{path}:{number}: `text`", hint='a line of the pool is {"text": "..."}'
-            )
-        texts[f"{title} {text}".strip() if title else text] = None
-    if not texts:
-        raise DataError("the candidate pool is empty", where=str(path))
-    return list(texts)
+    if options.report is not None:
+        jsonl.check_target(options.report)
+    with distributed.together(), run_folder(work := work_folder(options.work_folder, options.output_file)) as folder:
+        mining = Mining(options, work, folder)
+        report = mining.report
+        writing = jsonl.replace_file(options.output_file) if distributed.rank() == 0 else None
+        if writing is None:
+            for _ in mining.rows():
+                pass
+        else:
+            with writing as stream:
+                for row in mining.rows():
+                    stream.write(jsonl.dump(row) + b"\n")
+        distributed.wait()
+        if distributed.rank() == 0:
+            mining.finish(time.monotonic() - started)
+            report.show(mining.judge)
+            tell(report, options)
+            if options.report is not None:
+                report.write(options.report, f"Mined negatives: {options.output_file}", mining.facts(), mining.judge)
+                console.info(f"report: {options.report}")
 
 
 def fit_range(text: str, pool: int) -> tuple[int, int]:
@@ -118,163 +89,321 @@ def fit_range(text: str, pool: int) -> tuple[int, int]:
     return low, min(high, pool)
 
 
-class Searched:
-    """The pool and the queries of the rows, encoded once, and searched as deep as is asked for.
+@dataclass
+class Ranked:
+    """What is known of the candidates of some rows.
 
-    Args:
-        embedder: What encodes; its weights are given back when that is done.
-        rows: The rows; each distinct query is encoded and searched once.
-        pool: The texts that are ranked.
-        options: What ranks.
-        positives: The scores of positives are wanted.
+    Attributes:
+        indices: (rows, K) pool indices, best first; -1 where there are no more.
+        scores: (rows, K).
+        positives: For each row the scores of its positives; empty where they are not known.
     """
 
-    def __init__(
-        self, embedder: Embedder, rows: Sequence[Row], pool: Sequence[str], options: MineOptions, *, positives: bool
-    ) -> None:
-        places: dict[tuple[str, str | None], int] = {}
-        self.query_of = [places.setdefault((row.query, row.prompt), len(places)) for row in rows]
-        self.queries, self.prompts = [query for query, _ in places], [prompt for _, prompt in places]
-        self.embedder, self.pool, self.options = embedder, pool, options
-        self.positives: list[Scores] = []
-        if options.score != "dense":
-            return
-        self.passages = embedder.encode_passages(pool)
-        self.vectors = embedder.encode_queries(self.queries, self.prompts)
-        if positives:
-            self.positives = self._positive_scores(rows)
-        embedder.close()
+    indices: Numbers
+    scores: Scores
+    positives: list[Scores]
 
-    def _positive_scores(self, rows: Sequence[Row]) -> list[Scores]:
-        place = {text: number for number, text in enumerate(self.pool)}
-        others = list(dict.fromkeys(text for row in rows for text in row.pos if text not in place))
-        place |= {text: len(self.pool) + number for number, text in enumerate(others)}
-        table = self.passages
-        if others:
-            table = np.concatenate([self.passages, self.embedder.encode_passages(others)])
-        return [
-            table[[place[text] for text in row.pos]] @ self.vectors[query]
-            for row, query in zip(rows, self.query_of, strict=True)
-        ]
+    def positive(self, row: int) -> float:
+        """The least score of a row's positives."""
+        return float(self.positives[row].min()) if len(self.positives[row]) else float("nan")
 
-    def rank(self, depth: int, only: Sequence[int] | None = None) -> Ranked:
-        """The best of the pool for each row.
 
-        Args:
-            depth: Ranks wanted.
-            only: Numbers of the rows; None for all.
-        """
-        chosen = list(range(len(self.query_of))) if only is None else list(only)
-        queries = list(dict.fromkeys(self.query_of[row] for row in chosen))
-        place = {query: number for number, query in enumerate(queries)}
-        of_rows = [place[self.query_of[row]] for row in chosen]
+class Mining:
+    """One run of mining.
+
+    Args:
+        options: What is asked for.
+        work: The work folder.
+        folder: That of this run alone.
+    """
+
+    def __init__(self, options: MineOptions, work: Path, folder: Path) -> None:
+        self.options, self.work = options, work
+        self.report = Report()
+        self.hub = Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code)
+        self.embedder = embedder_of(options, self.hub)
+        console.info(f"{options.embedder_name_or_path}: {self.embedder.description}")
+        if options.index is not None:
+            check_factory(options.index, options.embedder_name_or_path, self.hub)
+        with self.report.stage("reading", "passages") as stage:
+            self.inputs = self._read(folder)
+            stage.amount = len(self.inputs.pool)
+        self.low, self.high = fit_range(options.range, len(self.inputs.pool))
+        self.rule = Rule(options.percent, options.absolute_margin, options.min_score, options.max_score)
+        self.relevant: dict[int, set[int]] = {}
+        if options.exclude_qrels is not None:
+            self.relevant = read_relevant(options.exclude_qrels, normalize=self.inputs.normalize)
+        self.judge = "cross-encoder" if options.cross_encoder else options.score
+        self.cross = None if options.cross_encoder is None else cross_encoder(options, work)
+        self._shingles = lru_cache(50_000)(shingles)
+        self.space: Space | None = None
+        self.finder: DenseFinder | HeadsFinder
+        self.found, self.deep = self._search()
+
+    def _read(self, folder: Path) -> Inputs:
         options = self.options
+        if distributed.rank() == 0:
+            inputs = read_inputs(
+                options.input_file, options.candidate_pool, folder, normalize=options.dedupe != "exact"
+            )
+        source = distributed.from_first(str(inputs.source) if distributed.rank() == 0 else None)
+        return inputs if distributed.rank() == 0 else open_inputs(Path(source), folder)
+
+    def _search(self) -> tuple[Found, Found | None]:
+        """Encode what is missing, score the positives, and find the candidates of every query."""
+        options, inputs = self.options, self.inputs
+        files = distributed.from_first(
+            files_digest(options.embedder_name_or_path, self.hub) if distributed.rank() == 0 else None
+        )
         if options.score == "dense":
-            indices, scores = rank(
-                self.vectors[queries], self.passages, depth, batch=options.search_batch_size,
-                gpu=options.use_gpu_for_searching,
+            self.space = Space(self.embedder, files, inputs, self.work)
+            with self.report.stage("encoding", "texts") as stage:
+                counts = self.space.encode()
+                stage.amount = sum(counts)
+            tell_encoded(inputs, counts, self.space)
+            self.report.cut = self.space.cut()
+            self.embedder.close()
+            self.finder = DenseFinder(
+                self.space, batch=options.search_batch_size, gpu=options.use_gpu_for_searching, index=options.index,
+                parameters=options.index_parameters, fuse=options.fuse is not None,
             )  # fmt: skip
+            scorer: Callable[[Numbers, Numbers], Scores] = self.space.pair_scores
         else:
-            found = search(
-                self.embedder, [self.queries[query] for query in queries], [self.prompts[query] for query in queries],
-                self.pool, depth, scores=[options.score], weights=options.weights,
-            )[options.score]  # fmt: skip
-            indices, scores = found.indices, found.scores
-        positives = [self.positives[row] for row in chosen] if self.positives else []
-        return Ranked(indices[of_rows], scores[of_rows], positives)
+            self.finder = HeadsFinder(
+                self.embedder, files, inputs, self.work, options.score, options.weights
+            )  # fmt: skip
+            scorer = self.finder.pair_scores
+        self.positive_scores = scorer(inputs.pair_query, inputs.pair_passage) if self.cross is None else None
+        with self.report.stage("searching", "queries") as stage:
+            stage.amount = len(inputs.queries)
+            found = self.finder.find(np.arange(len(inputs.queries)), self.high)
+            deep = self._deeper(found) if options.fill == "deeper" and self.high < len(inputs.pool) else None
+        self.embedder.close()
+        return found, deep
+
+    def _deeper(self, found: Found) -> Found | None:
+        """Lower ranks for the queries whose range has too few candidates."""
+        wanted = self.options.negative_number
+        short: set[int] = set()
+        for first, rows in self._chunks():
+            ranked = self._ranked(found, first, rows)
+            short |= {
+                int(self.inputs.row_query[first + place])
+                for place in range(len(rows))
+                if len(self._candidates(ranked, place, first + place, self.low)[0]) < wanted
+            }
+        if not short:
+            return None
+        self._short = np.array(sorted(short), dtype=np.int64)
+        return self.finder.find(self._short, min(DEEPER * self.high, len(self.inputs.pool)))
+
+    def _chunks(self) -> Iterator[tuple[int, list[Row]]]:
+        """The rows, some at a time, with the number of the first."""
+        source = self.inputs.read_again()
+        first = 0
+        while rows := list(islice(source, ROWS)):
+            yield first, rows
+            first += len(rows)
+
+    def _ranked(self, found: Found, first: int, rows: Sequence[Row], only: Numbers | None = None) -> Ranked:
+        """What was found for some rows next to each other, or for some of them by number."""
+        numbers = np.arange(first, first + len(rows)) if only is None else only
+        indices, scores = found.of(self.inputs.row_query[numbers])
+        starts = self.inputs.row_pairs
+        known = self.positive_scores
+        nothing = np.empty(0, dtype=np.float32)
+        positives = [
+            nothing if known is None else known[starts[number] : starts[number + 1]] for number in numbers.tolist()
+        ]
+        return Ranked(indices, scores, positives)
+
+    def _forbidden(self, row: int) -> set[int]:
+        query = int(self.inputs.row_query[row])
+        known = self.inputs.known_keys(query)
+        if self.relevant:
+            text = read_query(self.inputs.queries[query])[0]
+            known |= self.relevant.get(hash_of(encoded(text)), set())
+        return known
+
+    def _candidates(self, ranked: Ranked, place: int, row: int, low: int) -> tuple[list[int], Counter[str]]:
+        """What may be a negative of a row, in rank order, and what the rule left out."""
+        left_out: Counter[str] = Counter()
+        scores = ranked.scores[place, low:]
+        ranking = ranked.indices[place, low:]
+        real = ranking >= 0
+        allowed = None
+        if self.rule.active:
+            allowed = np.zeros(len(scores), dtype=np.bool_)
+            allowed[real] = self.rule.allowed(scores[real], ranked.positive(place), left_out)
+        keys = self.inputs.keys[np.maximum(ranking, 0)]
+        return candidates_of(ranking, keys, self._forbidden(row), allowed), left_out
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows with their new negatives; all processes go through this, the first has the result."""
+        with self.report.stage("choosing", "rows") as stage, console.progress(
+            "Choosing", self.inputs.rows, "rows"
+        ) as advance:  # fmt: skip
+            for first, rows in self._chunks():
+                ranked = self._ranked(self.found, first, rows)
+                low = self.low
+                if self.cross is not None:
+                    ranked, low = judged_by(self.cross, rows, self.inputs, ranked, low), 0
+                if distributed.rank() == 0:
+                    for place, row in enumerate(rows):
+                        yield self._mined(ranked, place, first + place, row, low)
+                        advance()
+            stage.amount = self.inputs.rows
+
+    def _mined(self, ranked: Ranked, place: int, number: int, row: Row, low: int) -> dict[str, Any]:
+        """One row with its negatives; its draw depends on the seed and its place alone."""
+        options, inputs, report = self.options, self.inputs, self.report
+        forbidden = self._forbidden(number)
+        candidates, left_out = self._candidates(ranked, place, number, low)
+        looked_at, where = ranked, place
+        lower: list[int] = []
+        if self.deep is not None and len(candidates) < options.negative_number:
+            looked_at, where = self._ranked(self.deep, 0, (), np.array([number])), 0
+            lower = self._candidates(looked_at, 0, number, self.high)[0]
+        negatives = select_negatives(
+            candidates, inputs.keys, forbidden, options.negative_number,
+            np.random.default_rng([options.seed, number]), how=options.sampling, lower=lower,
+            fill=options.fill == "random", near=self._near(row) if options.dedupe == "near" else None,
+        )  # fmt: skip
+        scores = scores_of(looked_at, where, negatives.passages)
+        texts = inputs.pool.of(negatives.passages)
+        if options.dedupe == "near":
+            left_out["as near copies"] += negatives.copies
+        self._count(row, number, negatives, left_out, ranked, place)
+        report.negatives.extend(score for score in scores if score == score)
+        report.suspect(number + 1, row.query, row.pos, ranked.positives[place], texts, scores)
+        return mined(row, texts, ranked.positives[place], scores, keep=options.keep_scores)
+
+    def _near(self, row: Row) -> Callable[[int, Sequence[int]], bool]:
+        """Whether a passage is nearly a copy of a row's query or positives, or of other passages."""
+        of, pool = self._shingles, self.inputs.pool
+        own = [of(row.query), *map(of, row.pos)]
+
+        def near(index: int, others: Sequence[int]) -> bool:
+            theirs = of(pool[index])
+            return any(near_copies(theirs, one) for one in own) or any(
+                near_copies(theirs, of(pool[other])) for other in others
+            )
+
+        return near
+
+    def _count(
+        self, row: Row, number: int, negatives: Negatives, left_out: Counter[str], ranked: Ranked, place: int
+    ) -> None:
+        report, inputs = self.report, self.inputs
+        report.rows += 1
+        report.mined += len(negatives.passages)
+        report.filled += negatives.filled > 0
+        report.short += len(negatives.passages) < self.options.negative_number
+        report.taught += row.neg_scores is not None
+        report.left_out.update(left_out)
+        report.rows_touched.update(reason for reason, count in left_out.items() if count)
+        for reason in left_out:
+            report.rows_touched.setdefault(reason, 0)
+        report.positives.extend(ranked.positives[place].tolist())
+        if self.cross is None:
+            own = inputs.pair_key[inputs.row_pairs[number] : inputs.row_pairs[number + 1]]
+            indices = ranked.indices[place]
+            hits = np.flatnonzero((indices >= 0) & np.isin(inputs.keys[np.maximum(indices, 0)], own))
+            report.ranks.append(int(hits[0]) if len(hits) else -1)
+
+    def finish(self, seconds: float) -> None:
+        """Give back what is of no use after the run, and say what was done."""
+        options = self.options
+        for found in (self.found, self.deep):
+            if found is not None:
+                found.forget()
+        if not options.keep_work and self.space is not None:
+            for vault in (self.space.passages, self.space.queries):
+                shutil.rmtree(vault.folder, ignore_errors=True)
+        console.info(
+            f"mined {self.report.mined:,} negatives for {self.report.rows:,} rows from {len(self.inputs.pool):,} texts "
+            f"in {seconds:.1f} s: {options.output_file}"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What the report says of the run."""
+        options = self.options
+        return {
+            "rows": options.input_file, "pool": f"{options.candidate_pool or 'positives and negatives of the rows'} "
+            f"({len(self.inputs.pool):,} texts)", "embedder": options.embedder_name_or_path,
+            "kind of score": options.score, "ranks": options.range, "negatives a row": options.negative_number,
+            "rule": rule_in_words(options), "sampling": options.sampling, "copies": options.dedupe,
+            "seed": options.seed,
+        }  # fmt: skip
 
 
-def judged_by(options: MineOptions, rows: Sequence[Row], pool: Sequence[str], found: Ranked, low: int) -> Ranked:
-    """The candidates of the range, ranked and scored by a reranker, which also scores the positives."""
+def rule_in_words(options: MineOptions) -> str:
+    """The rule against false negatives."""
+    values = {
+        "preset": options.preset, "positive percent": options.percent, "absolute margin": options.absolute_margin,
+        "min score": options.min_score, "max score": options.max_score, "cross-encoder": options.cross_encoder,
+    }  # fmt: skip
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None) or "none"
+
+
+def embedder_of(options: MineOptions, hub: Hub) -> Embedder:
+    """The embedder that the options describe."""
+    return load_embedder(
+        options.embedder_name_or_path,
+        pooling=options.pooling_method,
+        normalize=options.normalize_embeddings,
+        query_instruction=options.query_instruction_for_retrieval,
+        query_format=options.query_instruction_format_for_retrieval,
+        passage_instruction=options.passage_instruction_for_retrieval,
+        passage_format=options.passage_instruction_format_for_retrieval,
+        query_max_length=options.embedder_query_max_length,
+        passage_max_length=options.embedder_passage_max_length,
+        devices=distributed.own_devices(options.devices),
+        dtype=options.dtype,
+        use_fp16=options.use_fp16,
+        use_bf16=options.use_bf16,
+        batch_tokens=options.batch_tokens,
+        batch_size=options.embedder_batch_size,
+        heads=options.score != "dense",
+        kind=options.embedder_model_class,
+        examples=options.examples_for_task,
+        examples_format=options.examples_instruction_format,
+        lazy=True,
+        hub=hub,
+    )
+
+
+def cross_encoder(options: MineOptions, work: Path) -> PairTeacher:
+    """The reranker that judges candidates."""
     assert options.cross_encoder is not None
     hub = Hub(None, options.cache_dir, options.token, options.trust_remote_code)
-    score = pair_scores(
-        options.cross_encoder, hub=hub, devices=options.devices, dtype=options.dtype, use_fp16=options.use_fp16,
-        use_bf16=options.use_bf16, max_length=options.cross_encoder_max_length, batch_tokens=options.batch_tokens,
+    return pair_teacher(
+        options.cross_encoder, work=work, hub=hub, devices=distributed.own_devices(options.devices),
+        dtype=options.dtype, use_fp16=options.use_fp16, use_bf16=options.use_bf16,
+        max_length=options.cross_encoder_max_length, batch_tokens=options.batch_tokens,
     )  # fmt: skip
+
+
+def judged_by(cross: PairTeacher, rows: Sequence[Row], inputs: Inputs, found: Ranked, low: int) -> Ranked:
+    """The candidates of the range, ranked and scored by a reranker, which also scores the positives."""
     ranges = [[index for index in found.indices[number, low:].tolist() if index >= 0] for number in range(len(rows))]
-    places: dict[tuple[str, str], int] = {}
-    wanted = [
-        [places.setdefault((row.query, text), len(places)) for text in (*row.pos, *(pool[index] for index in range_))]
-        for row, range_ in zip(rows, ranges, strict=True)
-    ]
-    values = score(list(places))
+    pairs: list[Pair] = []
+    for row, range_ in zip(rows, ranges, strict=True):
+        pairs += [Pair(row.query, None, text) for text in (*row.pos, *inputs.pool.of(range_))]
+    values = cross.of(pairs)
     indices = np.full((len(rows), max(map(len, ranges), default=0)), -1, dtype=np.int64)
     scores = np.full(indices.shape, -np.inf, dtype=np.float32)
     positives = []
-    for number, (row, own, chosen) in enumerate(zip(rows, ranges, wanted, strict=True)):
-        positives.append(values[chosen[: len(row.pos)]])
-        theirs = values[chosen[len(row.pos) :]]
+    place = 0
+    for number, (row, own) in enumerate(zip(rows, ranges, strict=True)):
+        middle, end = place + len(row.pos), place + len(row.pos) + len(own)
+        positives.append(values[place:middle])
+        theirs = values[middle:end]
+        place = end
         order = np.argsort(-theirs, kind="stable")
         indices[number, : len(own)] = np.array(own, dtype=np.int64)[order]
         scores[number, : len(own)] = theirs[order]
     return Ranked(indices, scores, positives)
-
-
-@dataclass
-class Report:
-    """What mining saw.
-
-    Attributes:
-        left_out: Candidates that the rule left out, by reason.
-        negatives: For each row the scores of its negatives; NaN for a random one.
-        positives: For each row the scores of its positives, where they are known.
-        ranks: For each row the rank of its best positive in the pool; None where it is below the ranks searched.
-    """
-
-    left_out: Counter[str] = field(default_factory=Counter)
-    negatives: list[list[float]] = field(default_factory=list)
-    positives: list[Scores] = field(default_factory=list)
-    ranks: list[int | None] = field(default_factory=list)
-
-
-DEEPER = 10
-"""`--fill deeper` looks at ranks up to this many times the end of the range."""
-
-
-def choose(
-    rows: Sequence[Row], pool: Sequence[str], found: Ranked, low: int, options: MineOptions, rule: Rule,
-    searched: Searched,
-) -> tuple[list[Negatives], Report]:  # fmt: skip
-    """The negatives of each row; a row's draw depends on the seed and the row's place alone."""
-    numbers: dict[str, int] = {}
-    keys = [numbers.setdefault(same_text(text), len(numbers)) for text in pool]
-    forbidden = [
-        {numbers[key] for key in map(same_text, (row.query, *row.pos)) if key in numbers} for row in rows
-    ]  # fmt: skip
-    report = Report(positives=found.positives)
-
-    def candidates(ranked: Ranked, place: int, row: int, first: int, left_out: Counter[str]) -> list[int]:
-        scores = ranked.scores[place, first:]
-        allowed = rule.allowed(scores, ranked.positive(place), left_out) if rule.active else None
-        return candidates_of(ranked.indices[place, first:], keys, forbidden[row], allowed)
-
-    ranges = [candidates(found, row, row, low, report.left_out) for row in range(len(rows))]
-    lower: dict[int, list[int]] = {}
-    deep = found
-    if options.fill == "deeper":
-        short = [row for row, own in enumerate(ranges) if len(own) < options.negative_number]
-        high = found.indices.shape[1]
-        if short and high < len(pool):
-            deep = searched.rank(min(DEEPER * high, len(pool)), short)
-            lower = {row: candidates(deep, place, row, high, Counter()) for place, row in enumerate(short)}
-    fill = options.fill == "random"
-    chosen, table = [], np.array(keys, dtype=np.int64)
-    places = {row: place for place, row in enumerate(lower)}
-    for row in range(len(rows)):
-        generator = np.random.default_rng([options.seed, row])
-        negatives = select_negatives(
-            ranges[row], keys, forbidden[row], options.negative_number, generator, how=options.sampling,
-            lower=lower.get(row, ()), fill=fill,
-        )  # fmt: skip
-        chosen.append(negatives)
-        looked_at = (deep, places[row]) if row in places else (found, row)
-        report.negatives.append(scores_of(*looked_at, negatives.passages))
-        own = [numbers[key] for key in map(same_text, rows[row].pos) if key in numbers]
-        ranked = found.indices[row]
-        hits = np.flatnonzero((ranked >= 0) & np.isin(table[ranked], own))
-        report.ranks.append(int(hits[0]) if len(hits) else None)
-    return chosen, report
 
 
 def scores_of(ranked: Ranked, place: int, passages: Sequence[int]) -> list[float]:
@@ -283,77 +412,45 @@ def scores_of(ranked: Ranked, place: int, passages: Sequence[int]) -> list[float
     return [float(ranked.scores[place, hits[0]]) if len(hits) else float("nan") for hits in known]
 
 
-def mined(
-    rows: Sequence[Row], pool: Sequence[str], chosen: Sequence[Negatives], report: Report | None
-) -> Iterator[dict[str, Any]]:
-    """The rows as read with their new `neg`; scores of other negatives would be wrong and go. With a report, also the
-    scores of what was mined; those of random texts are not known, and null.
+def mined(row: Row, neg: list[str], pos_scores: Scores, neg_scores: Sequence[float], *, keep: bool) -> dict[str, Any]:
+    """A row as read with its new `neg`; scores of other negatives would be wrong and go.
+
+    Args:
+        row: The row.
+        neg: Its negatives.
+        pos_scores: Of its positives.
+        neg_scores: Of the negatives; those of random texts are not known, and null.
+        keep: Write the scores too.
     """
-    for number, (row, negatives) in enumerate(zip(rows, chosen, strict=True)):
-        kept = {key: value for key, value in row.raw.items() if key not in {"neg", "pos_scores", "neg_scores"}}
-        neg = [pool[index] for index in negatives.passages]
-        if "neg" in row.raw:
-            result = {key: neg if key == "neg" else row.raw[key] for key in row.raw if key in kept or key == "neg"}
-        else:
-            result = kept | {"neg": neg}
-        if report is not None:
-            result["mined_pos_scores"] = [rounded(score) for score in report.positives[number].tolist()]
-            result["mined_neg_scores"] = [rounded(score) for score in report.negatives[number]]
-        yield result
+    kept: Mapping[str, Any] = {
+        key: value for key, value in row.raw.items() if key not in {"pos_scores", "neg_scores"}
+    }  # fmt: skip
+    result = {key: neg if key == "neg" else value for key, value in kept.items()}
+    result.setdefault("neg", neg)
+    if keep:
+        result["mined_pos_scores"] = [rounded(score) for score in pos_scores.tolist()]
+        result["mined_neg_scores"] = [rounded(score) for score in neg_scores]
+    return result
 
 
-def rounded(score: float) -> float | None:
-    """A score as it is written; None for one that is not known."""
-    return None if math.isnan(score) else round(score, 6)
+def tell_encoded(inputs: Inputs, counts: tuple[int, int], space: Space) -> None:
+    """Where vectors are kept, and how many were there already."""
+    queries, passages = counts
+    known = len(inputs.queries) + len(inputs.used) - queries - passages
+    there = f", {known:,} were there already" if known else ""
+    size = (space.passages.size() + space.queries.size()) / 1e6
+    console.info(f"encoded {queries + passages:,} texts{there}; {size:,.1f} MB are kept in {space.work}")
 
 
-def tell(
-    rows: Sequence[Row],
-    pool: Sequence[str],
-    chosen: Sequence[Negatives],
-    report: Report,
-    options: MineOptions,
-    cut: int,
-    seconds: float,
-) -> None:
-    """What was done, and what a careful user wants to know of it."""
-    total = sum(len(negatives.passages) for negatives in chosen)
-    filled = sum(negatives.filled > 0 for negatives in chosen)
-    short = sum(len(negatives.passages) < options.negative_number for negatives in chosen)
-    console.info(
-        f"mined {total:,} negatives for {len(rows):,} rows from {len(pool):,} texts in {seconds:.1f} s: "
-        f"{options.output_file}"
-    )
-    show(report, options)
-    if filled:
+def tell(report: Report, options: MineOptions) -> None:
+    """What a careful user wants to know."""
+    if report.filled:
         what = "random ones" if options.fill == "random" else "some of lower ranks"
-        console.warn(f"{filled:,} rows had too few texts in the range and got {what}")
-    if short:
+        console.warn(f"{report.filled:,} rows had too few texts in the range and got {what}")
+    if report.short:
         why = "the pool has no more" if options.fill == "random" else "no other candidate keeps to the rule"
-        console.warn(f"{short:,} rows have fewer than {options.negative_number} negatives: {why}")
-    if cut:
-        console.warn(f"{cut:,} texts were cut to their length")
-    if any(row.neg_scores is not None for row in rows):
+        console.warn(f"{report.short:,} rows have fewer than {options.negative_number} negatives: {why}")
+    if report.cut:
+        console.warn(f"{report.cut:,} texts were cut to their length")
+    if report.taught:
         console.warn("teacher scores of the former negatives were left out; `bgectl score` adds new ones")
-
-
-def show(report: Report, options: MineOptions) -> None:
-    """A table of the scores, where the positives rank, and what the rule left out."""
-    groups = {"positives": [score for scores in report.positives for score in scores.tolist()]}
-    groups["negatives"] = [score for scores in report.negatives for score in scores if not math.isnan(score)]
-    rows = []
-    for name, scores in groups.items():
-        if scores:
-            low, middle, high = np.percentile(scores, [10, 50, 90])
-            rows.append([name, f"{len(scores):,}", *(f"{x:.3f}" for x in (np.mean(scores), low, middle, high))])
-    judge = "cross-encoder" if options.cross_encoder else options.score
-    console.table(f"Scores ({judge})", ["texts", "number", "mean", "10 %", "median", "90 %"], rows)
-    ranks = sorted(rank for rank in report.ranks if rank is not None)
-    if ranks and options.cross_encoder is None:
-        unseen = len(report.ranks) - len(ranks)
-        console.info(
-            f"the best positive ranks first for {sum(rank == 0 for rank in ranks):,} of {len(report.ranks):,} rows"
-            + (f", and not among the ranks searched for {unseen:,}" if unseen else "")
-        )
-    for reason, count in report.left_out.items():
-        console.info(f"left out: {count:,} candidates {reason}")

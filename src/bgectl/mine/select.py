@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+Keys = Sequence[int] | npt.NDArray[np.uint64]
+
+NEAR = 0.8
+"""Share of character 5-grams that two texts have in common from which on they are near copies (Jaccard)."""
 
 
 def same_text(text: str) -> str:
@@ -21,15 +26,17 @@ class Negatives:
     Attributes:
         passages: Indices into the pool: those of the range in rank order, then those of lower ranks or the random ones.
         filled: How many of them are not of the range.
+        copies: Candidates that were passed over as near copies.
     """
 
     passages: list[int]
     filled: int = 0
+    copies: int = 0
 
 
 def candidates_of(
     ranking: npt.NDArray[np.int64],
-    keys: Sequence[int],
+    keys: Keys,
     forbidden: Collection[int],
     allowed: npt.NDArray[np.bool_] | None = None,
 ) -> list[int]:
@@ -37,43 +44,38 @@ def candidates_of(
 
     Args:
         ranking: Pool indices, best first; -1 where the pool had no more.
-        keys: For each pool index a number that copies of its text share.
+        keys: For each rank a number that copies of its text share.
         forbidden: Keys of the query and its positives.
         allowed: Which ranks may be taken; None for all.
     """
     taken = set(forbidden)
     found = []
     for place, index in enumerate(ranking.tolist()):
-        if index >= 0 and keys[index] not in taken and (allowed is None or allowed[place]):
-            taken.add(keys[index])
+        if index >= 0 and (allowed is None or allowed[place]) and (key := int(keys[place])) not in taken:
+            taken.add(key)
             found.append(index)
     return found
 
 
-def draw(candidates: Sequence[int], wanted: int, how: str, generator: np.random.Generator) -> list[int]:
-    """At most `wanted` of the candidates, in their order.
+def taking_order(candidates: Sequence[int], how: str, generator: np.random.Generator) -> list[int]:
+    """All candidates in the order in which they are to be taken.
 
     Args:
         candidates: In rank order.
-        wanted: How many.
-        how: `random`; `top`, the best ranks; `weighted`, drawn with weights 1, 1/2, 1/3 …
+        how: `random`; `top`, the best ranks first; `weighted`, drawn one after the other with weights 1, 1/2, 1/3 …
         generator: Source of the draws.
     """
-    if len(candidates) <= wanted:
-        return list(candidates)
     if how == "top":
-        return list(candidates[:wanted])
-    weights = None
-    if how == "weighted":
-        weights = 1 / np.arange(1, len(candidates) + 1)
-        weights /= weights.sum()
-    chosen = np.sort(generator.choice(len(candidates), wanted, replace=False, p=weights))
-    return [candidates[place] for place in chosen]
+        return list(candidates)
+    # The first of exponential clocks to ring is drawn by weight (Efraimidis and Spirakis, 2006).
+    rates = 1 / np.arange(1, len(candidates) + 1) if how == "weighted" else np.ones(len(candidates))
+    clocks = generator.exponential(size=len(candidates)) / rates
+    return [candidates[place] for place in np.argsort(clocks, kind="stable").tolist()]
 
 
 def select_negatives(
     candidates: Sequence[int],
-    keys: Sequence[int],
+    keys: Keys,
     forbidden: Collection[int],
     wanted: int,
     generator: np.random.Generator,
@@ -81,6 +83,7 @@ def select_negatives(
     how: str = "random",
     lower: Sequence[int] = (),
     fill: bool = True,
+    near: Callable[[int, Sequence[int]], bool] | None = None,
 ) -> Negatives:
     """Draw negatives; where they are too few, take the best of lower ranks, then random passages (SPEC §7).
 
@@ -90,38 +93,51 @@ def select_negatives(
         forbidden: Keys of the query and its positives.
         wanted: Negatives to take.
         generator: Source of the draws.
-        how: See `draw`.
+        how: See `taking_order`.
         lower: Candidates of lower ranks, in rank order.
         fill: Take random passages where there are still too few.
+        near: Whether a passage is nearly a copy of the query, of a positive or of one of those given.
 
     Returns:
         At most `wanted` negatives, no two with the same key.
     """
-    chosen = draw(candidates, wanted, how, generator)
-    taken = {keys[index] for index in chosen} | set(forbidden)
+    drawn: list[int] = []
+    copies = 0
+    for index in taking_order(candidates, how, generator):
+        if len(drawn) == wanted:
+            break
+        if near is not None and near(index, drawn):
+            copies += 1
+        else:
+            drawn.append(index)
+    chosen = set(drawn)
+    passages = [index for index in candidates if index in chosen]
+    taken = {int(keys[index]) for index in passages} | set(forbidden)
     more: list[int] = []
     for index in lower:
-        if len(chosen) + len(more) == wanted:
+        if len(passages) + len(more) == wanted:
             break
-        if keys[index] not in taken:
-            taken.add(keys[index])
+        if int(keys[index]) not in taken and not (near is not None and near(index, passages + more)):
+            taken.add(int(keys[index]))
             more.append(index)
     if fill:
-        more += random_passages(keys, taken, wanted - len(chosen) - len(more), generator)
-    return Negatives(chosen + more, len(more))
+        fits = None if near is None else lambda index, others: not near(index, [*passages, *more, *others])
+        more += random_passages(keys, taken, wanted - len(passages) - len(more), generator, fits)
+    return Negatives(passages + more, len(more), copies)
 
 
 def random_passages(
-    keys: Sequence[int], taken: Collection[int], wanted: int, generator: np.random.Generator
-) -> list[int]:
-    """Up to `wanted` random pool indices with different keys, none of them taken."""
+    keys: Keys, taken: Collection[int], wanted: int, generator: np.random.Generator,
+    fits: Callable[[int, Sequence[int]], bool] | None = None,
+) -> list[int]:  # fmt: skip
+    """Up to `wanted` random pool indices with different keys, none taken, each of which fits to those before it."""
     chosen: list[int] = []
     seen = set(taken)
     if not wanted:
         return chosen
     for index in _random_order(len(keys), 4 * wanted + 16, 64 * (wanted + len(seen)), generator):
-        if keys[index] not in seen:
-            seen.add(keys[index])
+        if (key := int(keys[index])) not in seen and (fits is None or fits(index, chosen)):
+            seen.add(key)
             chosen.append(index)
             if len(chosen) == wanted:
                 break
@@ -133,3 +149,18 @@ def _random_order(size: int, few: int, large: int, generator: np.random.Generato
     if size > large:
         yield from generator.integers(size, size=few).tolist()
     yield from generator.permutation(size).tolist()
+
+
+def shingles(text: str) -> frozenset[str]:
+    """The character 5-grams of a text, without regard to case and white space."""
+    plain = same_text(text)
+    return frozenset(plain[start : start + 5] for start in range(max(1, len(plain) - 4)))
+
+
+def near_copies(one: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether two texts, as shingles, are nearly the same."""
+    small, large = sorted((len(one), len(other)))
+    if small < NEAR * large:
+        return False
+    shared = len(one & other)
+    return shared >= NEAR * (small + large - shared)

@@ -6,6 +6,7 @@ Letters: N pairs, L tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -45,10 +46,15 @@ class PairScorer(Generic[Item]):
     cut: int = field(default=0, init=False)
     """Pairs cut to their length so far."""
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
-        """(N,) logits of (query, passage) pairs, in their order; longest pairs are computed first."""
+    def score(self, pairs: Sequence[tuple[str, str]], told: console.Advance | None = None) -> npt.NDArray[np.float32]:
+        """(N,) logits of (query, passage) pairs, in their order; longest pairs are computed first.
+
+        Args:
+            pairs: N pairs.
+            told: Is told of each batch; None shows a progress bar.
+        """
         scores = np.empty(len(pairs), dtype=np.float32)
-        with console.progress("Scoring", len(pairs), "pairs") as advance:
+        with nullcontext(told) if told else console.progress("Scoring", len(pairs), "pairs") as advance:
             for start in range(0, len(pairs), CHUNK):
                 self._score_chunk(pairs[start : start + CHUNK], scores[start : start + CHUNK], advance)
         return scores

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from bgectl.options.base import Flag, Options
 
@@ -46,6 +46,70 @@ class DeviceOptions(Options):
     """The same as `--dtype bfloat16`."""
     batch_tokens: int | None = Field(None, ge=1)
     """Tokens in one batch, padding included: batches of long texts are smaller. Default: 2048 on a CPU, else 65536."""
+
+
+class LaunchOptions(Options):
+    """How many processes work together, and on which machines. They are started by torch.distributed.run, once: under
+    torchrun or SLURM the processes that are there already are taken.
+    """
+
+    panel: ClassVar[str] = "Processes"
+
+    gpus: int | None = Field(None, ge=1)
+    """GPUs of this machine to use, a process each."""
+    nproc: Annotated[int | None, Flag("--nproc-per-node")] = Field(None, ge=1)
+    """Processes on this machine; the same as --gpus where the device is a GPU."""
+    nnodes: int = Field(1, ge=1)
+    """Machines that work together; the same command is run on each."""
+    node_rank: int | None = Field(None, ge=0)
+    """Which of the machines this is; 0 is the one that --rdzv-endpoint names."""
+    rdzv_endpoint: Annotated[str | None, Flag(metavar="HOST:PORT")] = None
+    """Where the machines meet: a host and a free port of it."""
+    rdzv_id: str = "bgectl"
+    """Name of the meeting; different runs that meet at one endpoint take different ones."""
+    max_restarts: int = Field(0, ge=0)
+    """Start all processes again, so often, when one of them fails; what was done is not done again."""
+
+    @model_validator(mode="after")
+    def _machines(self) -> Any:
+        if self.gpus is not None and self.nproc is not None and self.gpus != self.nproc:
+            raise ValueError("--gpus and --nproc exclude each other")
+        if self.gpus is not None and self.wanted_device == "cpu":
+            raise ValueError("--gpus and a CPU exclude each other; --nproc counts processes on a CPU")
+        if self.nnodes > 1 and self.rdzv_endpoint is None:
+            raise ValueError("--nnodes needs --rdzv-endpoint HOST:PORT, the same on all machines")
+        if self.node_rank is not None and self.node_rank >= self.nnodes:
+            raise ValueError(f"--node-rank counts from 0; with --nnodes {self.nnodes} it is less than {self.nnodes}")
+        return self
+
+    @property
+    def wanted_device(self) -> str:
+        """`cpu`, `cuda` or `auto`."""
+        return "auto" if self.gpus is None else "cuda"
+
+    @property
+    def processes(self) -> int:
+        """Processes asked for on this machine."""
+        return self.gpus or self.nproc or 1
+
+
+class WorkOptions(LaunchOptions, DeviceOptions):
+    """Where intermediate results are kept, and which processes compute them."""
+
+    panel: ClassVar[str] = "Work folder"
+
+    work_folder: Path | None = None
+    """Folder where embeddings and scores are kept: what is in it is not computed again, by this run after it was
+    stopped or by another. Default: `.bgectl` beside the output."""
+    keep_work: bool = True
+    """Leave them there at the end; `--no-keep-work` deletes what this run used."""
+
+    @property
+    def wanted_device(self) -> str:
+        """`cpu`, `cuda` or `auto`."""
+        if self.devices == ["cpu"]:
+            return "cpu"
+        return "auto" if self.gpus is None else "cuda"
 
 
 class PromptOptions(Options):

@@ -10,13 +10,13 @@ from pydantic import Field, field_validator, model_validator
 
 from bgectl.options.base import Flag, Options
 from bgectl.options.common import (
-    DeviceOptions,
     EmbedderOptions,
     HubOptions,
     HybridOptions,
     InputFile,
     OutputFile,
     Score,
+    WorkOptions,
 )
 
 
@@ -37,16 +37,33 @@ class MiningOptions(EmbedderOptions, HybridOptions):
     """What the pool is ranked by; all but dense need a model with the heads of M3, and take longer."""
     candidate_pool: Path | None = None
     """File of `{"text": …}` lines (a `title` is put in front) to mine from. Default: all pos and neg of the input."""
-    search_batch_size: int = Field(64, ge=1)
+    mode: Literal["dense", "m3"] = "dense"
+    """`m3` is the same as `--score hybrid`."""
+    search_batch_size: int = Field(256, ge=1)
     """Queries searched at a time."""
     use_gpu_for_searching: bool = False
-    """Search on all GPUs; needs the package faiss-gpu."""
+    """Search on the GPU; of several, each process takes its own."""
+    index: Annotated[str | None, Flag(metavar="FACTORY")] = None
+    """Search by an index of faiss in place of exactly, for large pools: its name, such as `IVF4096,PQ64` or `HNSW32`.
+    Its candidates are scored exactly, and the share of the best that it finds is measured and told."""
+    index_parameters: Annotated[str | None, Flag(metavar="NAME=VALUE,...")] = None
+    """Its search parameters, as faiss writes them. Default: `nprobe` is a sixteenth of an IVF index's lists."""
+    fuse: Literal["rrf"] | None = None
+    """Rank by the sum of 1 / (60 + rank) over the embedder's ranks and those of BM25, which needs `bgectl[bm25]` and
+    memory for its index."""
     sampling: Literal["random", "top", "weighted"] = "random"
     """How negatives are taken from the range: at random, the best ranks, or at random with weights 1, 1/2, 1/3 … by
     rank."""
     fill: Literal["random", "deeper", "none"] = "random"
     """What is taken where the range has too few: random texts of the pool, the best of the ranks below the range that
     keep to the rule, or nothing."""
+    dedupe: Literal["exact", "normalized", "near"] = "normalized"
+    """Which texts count as copies of the query, a positive or another negative, and are left out: the same text; also
+    texts that differ in case and white space; also texts that share four fifths of their 5-grams of characters."""
+    exclude_qrels: Path | None = None
+    """Judged data whose relevant passages are no negatives of their query: a BEIR folder, or training rows."""
+    report: Path | None = None
+    """Write a page of HTML with pictures: scores, ranks, what was left out, and the most suspicious pairs to read."""
     keep_scores: bool = False
     """Also write `mined_pos_scores` and `mined_neg_scores`, what this model gives each text."""
     preset: Literal["positive-aware"] | None = None
@@ -92,13 +109,17 @@ class RuleOptions(Options):
     """Tokens of a pair for it."""
 
 
-class MineOptions(MiningOptions, RuleOptions, DeviceOptions, HubOptions):
+class MineOptions(MiningOptions, RuleOptions, WorkOptions, HubOptions):
     """Options of `bgectl mine`."""
 
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("preset") != "positive-aware":
+        if not isinstance(given, dict):
+            return given
+        if given.get("mode") == "m3":
+            given = {"score": "hybrid", **given}
+        if given.get("preset") != "positive-aware":
             return given
         own = {"relative_margin", "absolute_margin", "positive_percent"} & given.keys()
         fill = "none" if given.get("cross_encoder") else "deeper"
@@ -110,9 +131,14 @@ class MineOptions(MiningOptions, RuleOptions, DeviceOptions, HubOptions):
             raise ValueError("--relative-margin and --positive-percent say the same; give one")
         if self.min_score is not None and self.max_score is not None and self.min_score >= self.max_score:
             raise ValueError("--min-score is not below --max-score")
-        by_positive = (self.relative_margin, self.positive_percent, self.absolute_margin) != (None, None, None)
-        if self.score != "dense" and self.cross_encoder is None and (by_positive or self.keep_scores):
-            raise ValueError(f"--score {self.score} does not tell the scores of positives; dense or --cross-encoder do")
+        if self.mode == "m3" and self.score == "dense":
+            raise ValueError("--mode m3 and --score dense exclude each other")
+        dense = {"index": self.index, "fuse": self.fuse, "use_gpu_for_searching": self.use_gpu_for_searching or None}
+        for name, value in dense.items():
+            if value is not None and self.score != "dense":
+                raise ValueError(f"--{name.replace('_', '-')} searches by dense vectors; --score {self.score} does not")
+        if self.index_parameters is not None and self.index is None:
+            raise ValueError("--index-parameters says nothing without --index")
         if self.cross_encoder is not None and self.fill == "deeper":
             raise ValueError("--fill deeper and --cross-encoder exclude each other: it reads the range alone")
         return self

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from bgectl.options.base import Flag, Options
-from bgectl.options.common import DeviceOptions, HubOptions, InputFile, OutputFile, Pooling, two_places
+from bgectl.options.common import (
+    HubOptions,
+    HybridOptions,
+    InputFile,
+    OutputFile,
+    Pooling,
+    Score,
+    WorkOptions,
+    two_places,
+)
 
 
-class TeacherOptions(Options):
+class TeacherOptions(HybridOptions, WorkOptions, HubOptions):
     """The teacher and what it reads."""
 
     panel: ClassVar[str] = "Teacher"
 
-    input_file: InputFile
-    """Training rows: `query`, `pos`, `neg`."""
-    output_file: OutputFile
-    """The same rows with `pos_scores` and `neg_scores`; written beside and renamed into place."""
-    reranker_name_or_path: str
-    """Name on the hub or folder of the teacher: a cross-encoder, a decoder that scores pairs, or an embedder, whose
-    similarity is the score."""
     reranker_model_class: Literal[
         "auto",
         "encoder-only-base",
@@ -63,11 +65,38 @@ class TeacherOptions(Options):
     """Tokens of the passage that become one there."""
     pooling_method: Pooling | None = None
     """Pooling of an embedder. Default: seen from its files."""
+    score: Score = "dense"
+    """What an embedder scores by; all but dense need one with the heads of M3."""
 
     _format = field_validator("query_instruction_format_for_rerank", "passage_instruction_format_for_rerank")(
         two_places
     )
 
 
-class ScoreOptions(TeacherOptions, DeviceOptions, HubOptions):
+class ScoringOptions(Options):
+    """What is scored."""
+
+    panel: ClassVar[str] = "Scoring"
+
+    input_file: InputFile
+    """Training rows: `query`, `pos`, `neg`."""
+    output_file: OutputFile
+    """The same rows with `pos_scores` and `neg_scores`; written beside and renamed into place. A manifest beside it
+    names the teacher and its options."""
+    reranker_name_or_path: Annotated[str, Flag("--reranker")]
+    """Name on the hub or folder of the teacher: a cross-encoder, a decoder that scores pairs, or an embedder, whose
+    similarity is the score."""
+    only_missing: bool = False
+    """Keep the scores of rows that have one for each text; refused if the input's manifest names another teacher."""
+    check: bool = False
+    """Print the rows in which the teacher puts a negative above every positive, as lines of JSON."""
+
+    @model_validator(mode="after")
+    def _stdout(self) -> Any:
+        if self.check and str(self.output_file) == "-":
+            raise ValueError("--check prints to stdout, and so does the output `-`")
+        return self
+
+
+class ScoreOptions(ScoringOptions, TeacherOptions):
     """Options of `bgectl score`."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bgectl.options.base import Flag, Options
-from bgectl.options.common import HubOptions, Pooling, newlines, two_places
+from bgectl.options.common import HubOptions, LaunchOptions, Pooling, newlines, two_places
 
 
 def _flags(names: Iterable[str]) -> str:
@@ -230,44 +230,20 @@ class PrecisionOptions(Options):
     """Cut weights, gradients and optimiser state over the processes (torch's FSDP)."""
 
 
-class ProcessOptions(Options):
-    """How many processes train together, and where. They are started by torch.distributed.run, once: under torchrun or
-    SLURM the processes that are there already are taken.
-    """
+class ProcessOptions(LaunchOptions):
+    """How many processes train together, and where."""
 
     panel: ClassVar[str] = "Processes"
 
-    gpus: int | None = Field(None, ge=1)
-    """GPUs of this machine to train on, a process each."""
-    nproc: Annotated[int | None, Flag("--nproc-per-node")] = Field(None, ge=1)
-    """Processes on this machine; the same as --gpus where the device is a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What to train on; `auto` is a GPU if there is one."""
     use_cpu: bool = False
     """The same as `--device cpu`."""
-    nnodes: int = Field(1, ge=1)
-    """Machines that train together; the same command is run on each."""
-    node_rank: int | None = Field(None, ge=0)
-    """Which of the machines this is; 0 is the one that --rdzv-endpoint names."""
-    rdzv_endpoint: Annotated[str | None, Flag(metavar="HOST:PORT")] = None
-    """Where the machines meet: a host and a free port of it."""
-    rdzv_id: str = "bgectl"
-    """Name of the meeting; different runs that meet at one endpoint take different ones."""
-    max_restarts: int = Field(0, ge=0)
-    """Start all processes again from the newest checkpoint, so often, when one of them fails."""
 
     @model_validator(mode="after")
-    def _processes(self) -> Any:
-        if self.gpus is not None and self.nproc is not None and self.gpus != self.nproc:
-            raise ValueError("--gpus and --nproc exclude each other")
-        if self.gpus is not None and (self.device == "cpu" or self.use_cpu):
-            raise ValueError("--gpus and --device cpu exclude each other; --nproc counts processes on a CPU")
+    def _device(self) -> Any:
         if self.use_cpu and self.device == "cuda":
             raise ValueError("--use-cpu and --device cuda exclude each other")
-        if self.nnodes > 1 and self.rdzv_endpoint is None:
-            raise ValueError("--nnodes needs --rdzv-endpoint HOST:PORT, the same on all machines")
-        if self.node_rank is not None and self.node_rank >= self.nnodes:
-            raise ValueError(f"--node-rank counts from 0; with --nnodes {self.nnodes} it is less than {self.nnodes}")
         return self
 
     @property
@@ -279,11 +255,6 @@ class ProcessOptions(Options):
     def wanted_device(self) -> str:
         """`cpu`, `cuda` or `auto`."""
         return "cpu" if self.on_cpu else "cuda" if self.gpus is not None else self.device
-
-    @property
-    def processes(self) -> int:
-        """Processes asked for on this machine."""
-        return self.gpus or self.nproc or 1
 
 
 class HeldOutOptions(Options):

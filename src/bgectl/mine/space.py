@@ -1,0 +1,220 @@
+"""Vectors of passages and queries on disk, and exact search among them.
+
+Letters: Q queries, N passages, D dimensions, K ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bgectl import console
+from bgectl.encode import Embedder, Vectors
+from bgectl.errors import RunError
+from bgectl.mine.inputs import Inputs, read_query
+from bgectl.topk import Best
+from bgectl.work.folder import open_vault
+from bgectl.work.texts import Hashes, Numbers, paired
+from bgectl.work.vault import Values, Vault, fill
+
+Scores = npt.NDArray[np.float32]
+
+SHARD = 8192
+"""Texts in a shard: what a killed run loses at most, and what is in memory while searching."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The vectors of one kind of text.
+
+    Attributes:
+        about: What they depend on besides the text.
+        vault: Where they are.
+        embedder: What makes them.
+    """
+
+    about: dict[str, Any]
+    vault: Vault
+    embedder: Embedder
+
+    def kept(self, encode: Callable[[], Vectors]) -> tuple[Values, dict[str, str]]:
+        """Vectors as they are kept, in half of the bytes where the model's precision is no more; and what was cut."""
+        before = self.embedder.cut
+        vectors = encode()
+        note = {"cut": str(self.embedder.cut - before)}
+        if self.embedder.dtype != "float32" and np.abs(vectors).max(initial=0) < np.finfo(np.float16).max:
+            return vectors.astype(np.float16), note
+        return vectors, note
+
+
+def open_spaces(embedder: Embedder, files: str, work: Path) -> tuple[Kept, Kept]:
+    """The vectors of passages and of queries.
+
+    Args:
+        embedder: What encodes; its weights are loaded only if a vector is missing.
+        files: The digest of the model's files.
+        work: The work folder.
+    """
+    about = {"model": Path(embedder.name).name, "files": files, "version": 1}
+    kinds = (("passages", about | embedder.space(queries=False)), ("queries", about | embedder.space(queries=True)))
+    passages, queries = (Kept(parts, open_vault(work, kind, parts), embedder) for kind, parts in kinds)
+    return passages, queries
+
+
+class Space:
+    """The vectors of one embedder for one mining run.
+
+    Args:
+        embedder: What encodes; its weights are loaded only if a vector is missing.
+        files: The digest of the model's files.
+        inputs: What is encoded.
+        work: The work folder.
+        shard: Texts in a shard.
+    """
+
+    def __init__(self, embedder: Embedder, files: str, inputs: Inputs, work: Path, shard: int = SHARD) -> None:
+        self.embedder, self.inputs, self.work, self._shard = embedder, inputs, work, shard
+        self._of_passages, self._of_queries = open_spaces(embedder, files, work)
+        self.passages, self.queries = self._of_passages.vault, self._of_queries.vault
+        self.about = {"passages": self._of_passages.about, "queries": self._of_queries.about}
+
+    def encode(self) -> tuple[int, int]:
+        """Encode what has no vector yet; all processes call this. Returns how many queries and passages that were."""
+        inputs, embedder = self.inputs, self.embedder
+        numbers = inputs.used
+
+        def of_passages(places: Numbers, advance: console.Advance) -> tuple[Values, dict[str, str]]:
+            texts = [inputs.passage(number) for number in numbers[places].tolist()]
+            return self._of_passages.kept(lambda: embedder.encode_passages(texts, advance))
+
+        def of_queries(places: Numbers, advance: console.Advance) -> tuple[Values, dict[str, str]]:
+            read = [read_query(text) for text in inputs.queries.of(places)]
+            texts, prompts = [query for query, _ in read], [prompt for _, prompt in read]
+            return self._of_queries.kept(lambda: embedder.encode_queries(texts, prompts, advance))
+
+        wanted = inputs.passage_hashes[numbers]
+        passages = fill(self.passages, wanted, self._shard, of_passages, "Encoding passages", "texts")
+        queries = fill(self.queries, inputs.queries.hashes, self._shard, of_queries, "Encoding queries", "texts")
+        return queries, passages
+
+    def cut(self) -> int:
+        """Texts that were cut to their length, in the shards that are used."""
+        passages = self.passages.notes(self.inputs.passage_hashes[self.inputs.used], "cut")
+        queries = self.queries.notes(self.inputs.queries.hashes, "cut")
+        return sum(int(note or 0) for note in (*passages.values(), *queries.values()))
+
+    def query_vectors(self, queries: Numbers) -> Vectors:
+        """(Q, D) float32 vectors of some queries."""
+        return np.ascontiguousarray(self.queries.get(self.inputs.queries.hashes[queries]), dtype=np.float32)
+
+    def pool_shards(self) -> Iterator[tuple[Numbers, Vectors]]:
+        """The pool, shard by shard: the passages' numbers and (S, D) their vectors."""
+        yield from shards_of(self.passages, self.inputs.pool.hashes)
+
+    def pair_scores(self, queries: Numbers, passages: Numbers) -> Scores:
+        """(P,) inner products of pairs of a query and a passage; kept, so that they are computed once.
+
+        All processes call this together.
+        """
+        vault = open_vault(self.work, "pairs", self.about)
+        hashes = paired(self.inputs.queries.hashes[queries], self.inputs.passage_hashes[passages])
+        # Pairs of the same shard together: each shard is read for few of the pieces.
+        order = np.lexsort((queries, *self.passages.locate(self.inputs.passage_hashes[passages])[::-1]))
+
+        def compute(places: Numbers, advance: console.Advance) -> tuple[Values, dict[str, str]]:
+            chosen = order[places]
+            theirs, place = np.unique(queries[chosen], return_inverse=True)
+            located = self.inputs.passage_hashes[passages[chosen]]
+            return scores_at(self.passages, located, self.query_vectors(theirs), place, advance), {}
+
+        fill(vault, hashes[order], 1 << 17, compute, "Scoring positives", "pairs")
+        scores: Scores = vault.get(hashes).astype(np.float32)
+        return scores
+
+
+def shards_of(vault: Vault, hashes: Hashes) -> Iterator[tuple[Numbers, Vectors]]:
+    """Values by shard: the places in `hashes`, rising, and (S, D) their values as float32."""
+    shards, rows = vault.locate(hashes)
+    order = np.argsort(shards, kind="stable")
+    names, starts = np.unique(shards[order], return_index=True)
+    for shard, start, stop in zip(names.tolist(), starts, [*starts[1:], len(order)], strict=True):
+        places = order[start:stop]
+        values = vault.read(shard)
+        chosen = rows[places]
+        if len(chosen) != len(values) or not (chosen == np.arange(len(values))).all():
+            values = values[chosen]
+        yield places, np.ascontiguousarray(values, dtype=np.float32)
+
+
+def scores_at(
+    vault: Vault, passages: Hashes, vectors: Vectors, queries: npt.NDArray[Any], advance: console.Advance | None = None
+) -> Scores:
+    """(P,) inner products of pairs.
+
+    Args:
+        vault: Where the passages' vectors are.
+        passages: (P,) hashes.
+        vectors: (Q, D) of queries.
+        queries: (P,) the query of each pair.
+        advance: Is told of pairs.
+    """
+    scores = np.empty(len(passages), dtype=np.float32)
+    for places, values in shards_of(vault, passages):
+        for start in range(0, len(places), SHARD):
+            part = places[start : start + SHARD]
+            scores[part] = np.einsum("pd,pd->p", vectors[queries[part]], values[start : start + SHARD])
+        if advance:
+            advance(len(places))
+    return scores
+
+
+def search(
+    shards: Iterator[tuple[Numbers, Vectors]], vectors: Vectors, depth: int, *, batch: int = 256,
+    device: torch.device | str = "cpu", advance: console.Advance | None = None, total: int = 0,
+) -> tuple[Numbers, Scores]:  # fmt: skip
+    """The passages with the largest inner products, exactly; of equal ones that with the lower number first.
+
+    Args:
+        shards: Passages' numbers and (S, D) vectors; one shard is in memory at a time.
+        vectors: (Q, D) of queries.
+        depth: K.
+        batch: Queries searched at a time.
+        device: Where products are computed.
+        advance: Is told of queries, a part of them with each shard.
+        total: Passages in all shards, for that.
+
+    Returns:
+        (Q, K) numbers and (Q, K) inner products, best first; -1 and -inf where there are fewer passages.
+    """
+    best = Best(len(vectors), depth)
+    asked = torch.from_numpy(vectors).to(device)
+    seen = told = 0
+    for numbers, values in shards:
+        passages = torch.from_numpy(values).to(device)
+        for start in range(0, len(vectors), batch):
+            best.add(asked[start : start + batch] @ passages.T, start, numbers)
+        seen += len(numbers)
+        if advance and total:
+            now = len(vectors) * seen // total
+            advance(now - told)
+            told = now
+    return best.indices, best.scores
+
+
+def search_device(gpu: bool) -> torch.device:
+    """Where to search.
+
+    Raises:
+        RunError: A GPU is asked for and there is none.
+    """
+    if not gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RunError("there is no GPU", where="--use-gpu-for-searching", hint="leave it out to search on the CPU")
+    return torch.device("cuda", torch.cuda.current_device())

@@ -1,0 +1,90 @@
+"""The work folder: where it is, and what lies in it only while a run lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bgectl import distributed
+from bgectl.work.texts import digest_of
+from bgectl.work.vault import Vault, put, unusable
+
+NAME = ".bgectl"
+LOCK = "lock"
+TAG_FILE, IGNORE_FILE = "CACHEDIR.TAG", ".gitignore"
+TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Made by bgectl. What lies here can be computed again.\n"
+"""What tells backup programs that a folder need not be kept (bford.info/cachedir)."""
+
+
+def work_folder(given: Path | None, output: Path) -> Path:
+    """The folder: the one given, else a hidden one beside the output; made if need be.
+
+    Raises:
+        RunError: It cannot be made.
+    """
+    beside = Path.cwd() if str(output) == "-" or not output.parent.is_dir() else output.parent
+    if output.exists() and not output.is_file():
+        beside = Path.cwd()
+    folder = given or beside / NAME
+    try:
+        if not (folder / TAG_FILE).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            put(folder / IGNORE_FILE, b"*\n")
+            put(folder / TAG_FILE, TAG)
+    except OSError as problem:
+        raise unusable(folder, problem) from problem
+    return folder
+
+
+def open_vault(folder: Path, kind: str, about: Mapping[str, Any]) -> Vault:
+    """The values of one kind, in a folder of their own that is named by what they depend on."""
+    text = json.dumps(dict(about), sort_keys=True).encode()
+    return Vault(folder / f"{kind}-{digest_of(text)}", about)
+
+
+@contextlib.contextmanager
+def run_folder(folder: Path) -> Iterator[Path]:
+    """A folder for this run alone, the same for all its processes; it goes when they end.
+
+    Raises:
+        RunError: It cannot be made.
+    """
+    if distributed.rank():
+        yield Path(distributed.from_first(None))
+        return
+    try:
+        sweep(folder)
+        own = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
+        lock = (own / LOCK).open("wb")
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        raise unusable(folder, problem) from problem
+    with lock:
+        try:
+            distributed.from_first(str(own))
+            yield own
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+            leave_if_empty(folder)
+
+
+def leave_if_empty(folder: Path) -> None:
+    """Delete the work folder where nothing was kept in it."""
+    own = {folder / name for name in (TAG_FILE, IGNORE_FILE)}
+    with contextlib.suppress(OSError):
+        if set(folder.iterdir()) <= own:
+            shutil.rmtree(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what runs that were killed left: nobody holds their locks."""
+    for left in folder.glob("run-*"):
+        with contextlib.suppress(OSError), (left / LOCK).open("r+b") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
