@@ -26,7 +26,7 @@ from bgectl.mine.report import Report, rounded
 from bgectl.mine.rule import Rule, Scores
 from bgectl.mine.search import DenseFinder, Found, HeadsFinder, check_factory
 from bgectl.mine.select import Negatives, candidates_of, near_copies, select_negatives, shingles
-from bgectl.mine.space import Space
+from bgectl.mine.space import SHARD, Space
 from bgectl.models.files import files_digest
 from bgectl.models.hub import Hub
 from bgectl.options.mine import MineOptions, ranks
@@ -156,7 +156,7 @@ class Mining:
             files_digest(options.embedder_name_or_path, self.hub) if distributed.rank() == 0 else None
         )
         if options.score == "dense":
-            self.space = Space(self.embedder, files, inputs, self.work)
+            self.space = Space(self.embedder, files, inputs, self.work, options.shard_size or SHARD)
             with self.report.stage("encoding", "texts") as stage:
                 counts = self.space.encode()
                 stage.amount = sum(counts)
@@ -170,7 +170,7 @@ class Mining:
             scorer: Callable[[Numbers, Numbers], Scores] = self.space.pair_scores
         else:
             self.finder = HeadsFinder(
-                self.embedder, files, inputs, self.work, options.score, options.weights
+                self.embedder, files, inputs, self.work, options.score, options.weights, options.shard_size or SHARD
             )  # fmt: skip
             scorer = self.finder.pair_scores
         self.positive_scores = scorer(inputs.pair_query, inputs.pair_passage) if self.cross is None else None
@@ -380,7 +380,7 @@ def cross_encoder(options: MineOptions, work: Path) -> PairTeacher:
     return pair_teacher(
         options.cross_encoder, work=work, hub=hub, devices=distributed.own_devices(options.devices),
         dtype=options.dtype, use_fp16=options.use_fp16, use_bf16=options.use_bf16,
-        max_length=options.cross_encoder_max_length, batch_tokens=options.batch_tokens,
+        max_length=options.cross_encoder_max_length, batch_tokens=options.batch_tokens, shard=options.shard_size,
     )  # fmt: skip
 
 

@@ -101,6 +101,9 @@ class WorkOptions(LaunchOptions, DeviceOptions):
     work_folder: Path | None = None
     """Folder where embeddings and scores are kept: what is in it is not computed again, by this run after it was
     stopped or by another. Default: `.bgectl` beside the output."""
+    shard_size: int | None = Field(None, ge=1)
+    """Texts, or pairs, in one file there: what is lost at most when a process is killed, and what is searched at once.
+    Default: 8192 texts, 2048 pairs."""
     keep_work: bool = True
     """Leave them there at the end; `--no-keep-work` deletes what this run used."""
 

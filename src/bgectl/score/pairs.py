@@ -62,13 +62,16 @@ class PairTeacher:
         work: The work folder.
         about: What the logits depend on besides the texts.
         load: Loads the model, when a pair is first to be scored.
+        shard: Pairs in a shard.
     """
 
-    def __init__(self, work: Path, about: dict[str, Any], load: Callable[[], PairScorer[Any]]) -> None:
+    def __init__(
+        self, work: Path, about: dict[str, Any], load: Callable[[], PairScorer[Any]], shard: int = PAIRS
+    ) -> None:
         self.vault: Vault = open_vault(work, "scores", about)
         self.scored = 0
         self._cut: dict[str, str] = {}
-        self._load = load
+        self._load, self._shard = load, shard
         self._model: PairScorer[Any] | None = None
         self._about = about
 
@@ -100,7 +103,7 @@ class PairTeacher:
             assert self._model is not None
             return values, {"cut": str(self._model.cut - before)}
 
-        self.scored += fill(self.vault, hashes, PAIRS, compute, "Scoring", "pairs")
+        self.scored += fill(self.vault, hashes, self._shard, compute, "Scoring", "pairs")
         self._cut |= self.vault.notes(hashes, "cut")
         return self.vault.get(hashes).astype(np.float32)
 
@@ -123,12 +126,14 @@ class EmbedderTeacher:
         embedder: What encodes.
         files: The digest of its files.
         work: The work folder.
+        shard: Texts in a shard.
     """
 
-    def __init__(self, embedder: Embedder, files: str, work: Path) -> None:
+    def __init__(self, embedder: Embedder, files: str, work: Path, shard: int = SHARD) -> None:
         self.embedder = embedder
         self.scored = 0
         self.cut = 0
+        self._shard = shard
         self._passages, self._queries = open_spaces(embedder, files, work)
 
     def of(self, pairs: Pairs) -> Scores:
@@ -147,8 +152,8 @@ class EmbedderTeacher:
             texts, prompts = [pair.query for pair in chosen], [pair.prompt for pair in chosen]
             return self._queries.kept(lambda: embedder.encode_queries(texts, prompts, advance))
 
-        self.scored += fill(self._passages.vault, passages, SHARD, of_passages, "Encoding passages", "texts")
-        self.scored += fill(self._queries.vault, asked, SHARD, of_queries, "Encoding queries", "texts")
+        self.scored += fill(self._passages.vault, passages, self._shard, of_passages, "Encoding passages", "texts")
+        self.scored += fill(self._queries.vault, asked, self._shard, of_queries, "Encoding queries", "texts")
         queries, place = np.unique(asked, return_inverse=True)
         vectors = np.ascontiguousarray(self._queries.vault.get(queries), dtype=np.float32)
         return scores_at(self._passages.vault, passages, vectors, place)
@@ -161,10 +166,14 @@ class EmbedderTeacher:
 class HeadsTeacher:
     """An M3 model: its dense, sparse, ColBERT or hybrid score."""
 
-    def __init__(self, embedder: Embedder, files: str, work: Path, score: str, weights: Sequence[float]) -> None:
+    def __init__(
+        self, embedder: Embedder, files: str, work: Path, score: str, weights: Sequence[float],
+        shard: int = HEADS_PAIRS,
+    ) -> None:  # fmt: skip
         self.embedder = embedder
         self.scored = 0
         self.cut = 0
+        self._shard = shard
         self._score, self._weights = score, list(weights)
         self._vault = open_vault(work, "pairs", heads_about(embedder, files, score, weights))
 
@@ -178,7 +187,7 @@ class HeadsTeacher:
             texts = [pair.passage for pair in chosen]
             return heads.pair_scores(self.embedder, asked, texts, self._score, self._weights, advance), {}
 
-        self.scored += fill(self._vault, hashes, HEADS_PAIRS, compute, "Scoring", "pairs")
+        self.scored += fill(self._vault, hashes, self._shard, compute, "Scoring", "pairs")
         return self._vault.get(hashes).astype(np.float32)
 
     def forget(self) -> None:
@@ -193,7 +202,7 @@ def pair_teacher(
     name: str, kind: str | None = None, *, work: Path, hub: Hub, devices: Sequence[str] = (), dtype: str = "auto",
     use_fp16: bool = False, use_bf16: bool = False, batch_tokens: int | None = None, batch_size: int = 3000,
     query_max_length: int | None = None, max_length: int = 512, query: str | None = None, query_format: str = "{}{}",
-    passage: str | None = None, passage_format: str = "{}{}", **of_decoder: Any,
+    passage: str | None = None, passage_format: str = "{}{}", shard: int | None = None, **of_decoder: Any,
 ) -> PairTeacher:  # fmt: skip
     """A model that reads query and passage together; its weights are loaded when a pair is first to be scored.
 
@@ -214,6 +223,7 @@ def pair_teacher(
         query_format: How instruction and query are joined.
         passage: The same for passages.
         passage_format: The same for passages.
+        shard: Pairs in a shard; None for PAIRS.
         of_decoder: See `load_decoder_reranker`.
 
     Raises:
@@ -245,7 +255,7 @@ def pair_teacher(
         **{key: value for key, value in of_decoder.items() if key != "adapter"},
         "adapter": None if adapter is None else digest(str(adapter), hub),
     }  # fmt: skip
-    return PairTeacher(work, about, load)
+    return PairTeacher(work, about, load, shard or PAIRS)
 
 
 def digest(name: str, hub: Hub) -> str:

@@ -13,11 +13,12 @@ import numpy.typing as npt
 from bgectl import console, distributed
 from bgectl.encode import load_embedder
 from bgectl.errors import RunError, UsageError
+from bgectl.mine.space import SHARD
 from bgectl.models.decoder_rerankers import KINDS, LAYERWISE, LIGHTWEIGHT, teacher_kind
 from bgectl.models.hub import Hub
 from bgectl.options.common import WorkOptions
 from bgectl.options.score import TeacherOptions
-from bgectl.score.pairs import EmbedderTeacher, HeadsTeacher, Pairs, Scores, Teacher, digest, pair_teacher
+from bgectl.score.pairs import HEADS_PAIRS, EmbedderTeacher, HeadsTeacher, Pairs, Scores, Teacher, digest, pair_teacher
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def reader(options: TeacherOptions, name: str, kind: str, work: Path, hub: Hub) 
         passage_format=options.passage_instruction_format_for_rerank, prompt=options.prompt,
         cutoff_layer=options.cutoff_layers[0] if options.cutoff_layers else None,
         compress_layers=options.compress_layers, compress_ratio=options.compress_ratio,
-        adapter=options.reranker_peft_path,
+        adapter=options.reranker_peft_path, shard=options.shard_size,
     )  # fmt: skip
 
 
@@ -154,8 +155,8 @@ def embedder_teacher(options: TeacherOptions, name: str, work: Path, hub: Hub) -
     console.info(f"{name}: {embedder.description}")
     files = digest(name, hub)
     if options.score == "dense":
-        return EmbedderTeacher(embedder, files, work)
-    return HeadsTeacher(embedder, files, work, options.score, options.weights)
+        return EmbedderTeacher(embedder, files, work, options.shard_size or SHARD)
+    return HeadsTeacher(embedder, files, work, options.score, options.weights, options.shard_size or HEADS_PAIRS)
 
 
 def sigmoid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
