@@ -6,6 +6,7 @@ COMMANDS = {
     "data stats": "Count rows, texts and lengths of training files.",
     "mine": "Find hard negatives for training rows with an embedder.",
     "score": "Add teacher scores to training rows, for distillation.",
+    "relabel": "Drop false negatives by a teacher's scores, or make them positives.",
     "train base": "Fine-tune an encoder embedder (BGE v1.5, E5, MiniLM and the like).",
     "train m3": "Fine-tune an encoder with dense, sparse and ColBERT output (BGE-M3).",
     "train llm": "Fine-tune a decoder as an embedder, by LoRA (bge-multilingual-gemma2, e5-mistral).",

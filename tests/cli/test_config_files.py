@@ -32,7 +32,7 @@ def test_flag_over_config_over_project_over_default(mine):
     project = "mine: {seed: 1, negative_number: 1, range: 1-2}\ntrain: {base: {seed: 9}}\n"
     resolved = mine("seed: 2\nnegative_number: 2\n", flags={"seed": "3"}, project=project)
     options = resolved.options
-    assert (options.seed, options.negative_number, options.range, options.search_batch_size) == (3, 2, "1-2", 64)
+    assert (options.seed, options.negative_number, options.range, options.search_batch_size) == (3, 2, "1-2", 256)
     sources = [resolved.sources[name] for name in ("seed", "negative_number", "range", "search_batch_size")]
     assert [source.rsplit("/")[-1] for source in sources] == ["flag", "c.yaml:2", "bgectl.yaml:1", "default"]
 
@@ -149,7 +149,7 @@ def test_print_config_of_the_program(bgectl, tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert "seed: 5  # bgectl.yaml:1\n" in shown.stdout
     assert "negative_number: 3  # flag\n" in shown.stdout
-    assert "search_batch_size: 64  # default\n" in shown.stdout
+    assert "search_batch_size: 256  # default\n" in shown.stdout
     assert "secret" not in shown.stdout
     (tmp_path / "bgectl.yaml").unlink()
     (tmp_path / "printed.yaml").write_text(shown.stdout)

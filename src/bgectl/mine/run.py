@@ -22,7 +22,6 @@ from bgectl.data.rows import Row
 from bgectl.encode import Embedder, load_embedder
 from bgectl.errors import DataError
 from bgectl.mine.inputs import Inputs, open_inputs, read_inputs, read_query, read_relevant
-from bgectl.mine.report import Report, rounded
 from bgectl.mine.rule import Rule, Scores
 from bgectl.mine.search import DenseFinder, Found, HeadsFinder, check_factory
 from bgectl.mine.select import Negatives, candidates_of, near_copies, select_negatives, shingles
@@ -30,6 +29,7 @@ from bgectl.mine.space import SHARD, Space
 from bgectl.models.files import files_digest
 from bgectl.models.hub import Hub
 from bgectl.options.mine import MineOptions, ranks
+from bgectl.report import Report, rounded
 from bgectl.score.pairs import Pair, PairTeacher, pair_teacher
 from bgectl.work.folder import run_folder, work_folder
 from bgectl.work.texts import Numbers, encoded, hash_of
@@ -66,10 +66,9 @@ def run(options: MineOptions) -> None:
         if distributed.rank() == 0:
             mining.finish(time.monotonic() - started)
             report.show(mining.judge)
-            tell(report, options)
+            mining.tell()
             if options.report is not None:
-                report.write(options.report, f"Mined negatives: {options.output_file}", mining.facts(), mining.judge)
-                console.info(f"report: {options.report}")
+                mining.write(options.report)
 
 
 def fit_range(text: str, pool: int) -> tuple[int, int]:
@@ -120,6 +119,7 @@ class Mining:
     def __init__(self, options: MineOptions, work: Path, folder: Path) -> None:
         self.options, self.work = options, work
         self.report = Report()
+        self.mined = self.filled = self.short = self.taught = 0
         self.hub = Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code)
         self.embedder = embedder_of(options, self.hub)
         console.info(f"{options.embedder_name_or_path}: {self.embedder.description}")
@@ -296,10 +296,10 @@ class Mining:
     ) -> None:
         report, inputs = self.report, self.inputs
         report.rows += 1
-        report.mined += len(negatives.passages)
-        report.filled += negatives.filled > 0
-        report.short += len(negatives.passages) < self.options.negative_number
-        report.taught += row.neg_scores is not None
+        self.mined += len(negatives.passages)
+        self.filled += negatives.filled > 0
+        self.short += len(negatives.passages) < self.options.negative_number
+        self.taught += row.neg_scores is not None
         report.left_out.update(left_out)
         report.rows_touched.update(reason for reason, count in left_out.items() if count)
         for reason in left_out:
@@ -321,9 +321,34 @@ class Mining:
             for vault in (self.space.passages, self.space.queries):
                 shutil.rmtree(vault.folder, ignore_errors=True)
         console.info(
-            f"mined {self.report.mined:,} negatives for {self.report.rows:,} rows from {len(self.inputs.pool):,} texts "
+            f"mined {self.mined:,} negatives for {self.report.rows:,} rows from {len(self.inputs.pool):,} texts "
             f"in {seconds:.1f} s: {options.output_file}"
         )
+
+    def tell(self) -> None:
+        """What a careful user wants to know."""
+        options = self.options
+        if self.filled:
+            what = "random ones" if options.fill == "random" else "some of lower ranks"
+            console.warn(f"{self.filled:,} rows had too few texts in the range and got {what}")
+        if self.short:
+            why = "the pool has no more" if options.fill == "random" else "no other candidate keeps to the rule"
+            console.warn(f"{self.short:,} rows have fewer than {options.negative_number} negatives: {why}")
+        if self.report.cut:
+            console.warn(f"{self.report.cut:,} texts were cut to their length")
+        if self.taught:
+            console.warn("teacher scores of the former negatives were left out; `bgectl score` adds new ones")
+
+    def write(self, target: Path) -> None:
+        """The page."""
+        counts = {
+            "with fewer negatives than asked for": self.short,
+            "filled from outside the range": self.filled,
+        }  # fmt: skip
+        lead = f"{self.mined:,} negatives for {self.report.rows:,} rows."
+        title = f"Mined negatives: {self.options.output_file}"
+        self.report.write(target, title, lead, self.facts(), self.judge, counts)
+        console.info(f"report: {target}")
 
     def facts(self) -> dict[str, Any]:
         """What the report says of the run."""
@@ -440,17 +465,3 @@ def tell_encoded(inputs: Inputs, counts: tuple[int, int], space: Space) -> None:
     there = f", {known:,} were there already" if known else ""
     size = (space.passages.size() + space.queries.size()) / 1e6
     console.info(f"encoded {queries + passages:,} texts{there}; {size:,.1f} MB are kept in {space.work}")
-
-
-def tell(report: Report, options: MineOptions) -> None:
-    """What a careful user wants to know."""
-    if report.filled:
-        what = "random ones" if options.fill == "random" else "some of lower ranks"
-        console.warn(f"{report.filled:,} rows had too few texts in the range and got {what}")
-    if report.short:
-        why = "the pool has no more" if options.fill == "random" else "no other candidate keeps to the rule"
-        console.warn(f"{report.short:,} rows have fewer than {options.negative_number} negatives: {why}")
-    if report.cut:
-        console.warn(f"{report.cut:,} texts were cut to their length")
-    if report.taught:
-        console.warn("teacher scores of the former negatives were left out; `bgectl score` adds new ones")

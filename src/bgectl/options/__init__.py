@@ -22,6 +22,7 @@ MODELS: dict[str, Callable[[], type[Options]]] = {
     "data stats": _model("data", "StatsOptions"),
     "mine": _model("mine", "MineOptions"),
     "score": _model("score", "ScoreOptions"),
+    "relabel": _model("relabel", "RelabelOptions"),
     "train base": _model("train", "TrainBaseOptions"),
     "train m3": _model("train", "TrainM3Options"),
     "train llm": _model("train", "TrainLlmOptions"),

@@ -32,6 +32,9 @@ def project_values(model: str) -> dict[str, dict[str, Any]]:
             "input_file": "mined.jsonl", "output_file": "scored.jsonl",
             "reranker_name_or_path": "BAAI/bge-reranker-v2-m3",
         },
+        "relabel": {
+            "input_file": "scored.jsonl", "output_file": "relabelled.jsonl", "action": None, "compare_to": None,
+        },
         "train base": {
             "model_name_or_path": model, "train_data": ["scored.jsonl"], "output_dir": OUTPUT,
             "knowledge_distillation": True, "train_group_size": None, "query_max_len": None, "passage_max_len": None,

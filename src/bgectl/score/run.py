@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from bgectl.errors import DataError, UsageError
 from bgectl.manifest import read_manifest, write_manifest
 from bgectl.models.encoder import quiet_libraries
 from bgectl.options.score import ScoreOptions
-from bgectl.score.pairs import Pair, Scores
+from bgectl.score.pairs import Pair, Pairs, Scores
 from bgectl.score.teacher import Scored, open_teacher
 from bgectl.work.folder import run_folder, work_folder
 
@@ -88,7 +88,7 @@ def refuse_other_teacher(options: ScoreOptions, teacher: Scored) -> None:
         UsageError: The input's manifest names another teacher, or other options.
     """
     told = read_manifest(options.input_file)
-    if told is None or told.get("command") != "bgectl score":
+    if told is None or "files" not in told:
         return
     for name in ("files", "kind", "normalize", "scale", "options"):
         # As JSON, which knows no paths or tuples.
@@ -114,36 +114,21 @@ class Scoring:
 
     def rows(self, source: Path) -> Iterator[dict[str, Any]]:
         """The rows with their scores; all processes go through this, the first has the result."""
-        rows = (row for _, row in read_rows(source))
-        while chunk := list(islice(rows, ROWS)):
-            wanted = [row for row in chunk if not (self.options.only_missing and has_scores(row))]
-            scores = iter(self.scores(wanted))
-            for row in chunk:
-                if self.options.only_missing and has_scores(row):
-                    self.kept += 1
-                    own = np.array([*(row.pos_scores or ()), *(row.neg_scores or ())], dtype=np.float64)
-                    result = row.raw
-                else:
-                    values = next(scores)
-                    own = values.astype(np.float64)
-                    result = scored(row, values)
-                self.seen += 1
-                self.look(row, own)
-                yield result
+        for row, values in scored_rows(source, self._score, keep=self.options.only_missing):
+            self.seen += 1
+            if values is None:
+                self.kept += 1
+                self.look(row, own_scores(row))
+                yield row.raw
+            else:
+                self.look(row, values)
+                yield scored(row, values)
 
-    def scores(self, rows: Sequence[Row]) -> Iterator[Scores]:
-        """For each row the scores of its positives, then of its negatives."""
-        places: dict[Pair, int] = {}
-        index = [
-            [places.setdefault(Pair(row.query, row.prompt, text), len(places)) for text in (*row.pos, *row.neg)]
-            for row in rows
-        ]
-        values = self.teacher.score(list(places))
-        self.pairs += len(places)
-        for own in index:
-            yield values[own]
+    def _score(self, pairs: Pairs) -> Scores:
+        self.pairs += len(pairs)
+        return self.teacher.score(pairs)
 
-    def look(self, row: Row, scores: Any) -> None:
+    def look(self, row: Row, scores: Scores) -> None:
         """Count a row in which the teacher puts a negative above every positive; with --check, print it."""
         count = len(row.pos)
         if not row.neg or scores[count:].max() <= scores[:count].max():
@@ -175,6 +160,36 @@ class Scoring:
                 f"in {self.above:,} rows the teacher puts a negative above every positive: likely false negatives"
                 + ("" if options.check else " (--check lists them, `bgectl relabel` drops or promotes them)")
             )
+
+
+def scored_rows(
+    source: Path, score: Callable[[Pairs], Scores], *, keep: bool = False
+) -> Iterator[tuple[Row, Scores | None]]:
+    """Each row with the scores of its positives, then of its negatives.
+
+    Many rows are scored together, each different pair once; all processes go through this.
+
+    Args:
+        source: The rows.
+        score: From pairs to scores.
+        keep: Rows that have scores are not scored; they come with None.
+    """
+    rows = (row for _, row in read_rows(source))
+    while chunk := list(islice(rows, ROWS)):
+        places: dict[Pair, int] = {}
+        index = [
+            None if keep and has_scores(row) else
+            [places.setdefault(Pair(row.query, row.prompt, text), len(places)) for text in (*row.pos, *row.neg)]
+            for row in chunk
+        ]  # fmt: skip
+        values = score(list(places))
+        for row, own in zip(chunk, index, strict=True):
+            yield row, None if own is None else values[own]
+
+
+def own_scores(row: Row) -> Scores:
+    """The scores that a row has: of its positives, then of its negatives."""
+    return np.array([*(row.pos_scores or ()), *(row.neg_scores or ())], dtype=np.float32)
 
 
 def has_scores(row: Row) -> bool:

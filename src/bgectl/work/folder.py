@@ -7,16 +7,19 @@ import fcntl
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bgectl import distributed
 from bgectl.work.texts import digest_of
-from bgectl.work.vault import Vault, put, unusable
+from bgectl.work.vault import Vault, put, sweep_parts, unusable
 
 NAME = ".bgectl"
 LOCK = "lock"
+SECONDS_TO_LOCK = 3600
+"""How old a run's folder without a lock is when it is surely nobody's."""
 TAG_FILE, IGNORE_FILE = "CACHEDIR.TAG", ".gitignore"
 TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Made by bgectl. What lies here can be computed again.\n"
 """What tells backup programs that a folder need not be kept (bford.info/cachedir)."""
@@ -84,7 +87,14 @@ def leave_if_empty(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Delete what runs that were killed left: nobody holds their locks."""
+    sweep_parts(folder)
     for left in folder.glob("run-*"):
+        if not (left / LOCK).exists():
+            # Killed before it made one, or about to make it.
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > SECONDS_TO_LOCK:
+                    shutil.rmtree(left, ignore_errors=True)
+            continue
         with contextlib.suppress(OSError), (left / LOCK).open("r+b") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left, ignore_errors=True)

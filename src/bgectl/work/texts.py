@@ -27,6 +27,14 @@ def hash_of(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
+def read_at(file: int, count: int, place: int) -> bytes:
+    """Bytes of an open file; Linux reads 2 GiB at a time at most."""
+    parts = [os.pread(file, count, place)]
+    while (got := sum(map(len, parts))) < count and parts[-1]:
+        parts.append(os.pread(file, count - got, place + got))
+    return b"".join(parts)
+
+
 def hashes_of(texts: Iterable[str]) -> Hashes:
     """(N,) the hash of each text."""
     return np.fromiter((hash_of(encoded(text)) for text in texts), dtype=np.uint64)
@@ -94,7 +102,7 @@ class Texts(Sequence[str]):
             return []
         ends = self._ends[start:stop].tolist()
         first = int(self._ends[start - 1]) if start else 0
-        data = os.pread(self._file, ends[-1] - first, first)
+        data = read_at(self._file, ends[-1] - first, first)
         starts = [first, *ends[:-1]]
         return [
             data[begin - first : end - first].decode("utf-8", "surrogatepass")

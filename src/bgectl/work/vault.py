@@ -7,8 +7,10 @@ again, and neither does a run whose texts are others but for a few.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,7 @@ Compute = Callable[[Numbers, console.Advance], tuple[Values, dict[str, str]]]
 """From places to the values there and a note; it tells how far it is."""
 
 SUFFIX = ".safetensors"
+PART = ".part"
 SECONDS_TO_SHOW = 90
 """How long what another machine wrote may take to be seen here; a network's file system keeps folders in mind for a
 minute."""
@@ -54,6 +57,7 @@ class Vault:
         self._row = np.empty(0, dtype=np.int32)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            sweep_parts(folder)
             put(folder / "about.json", (json.dumps(dict(about), indent=1) + "\n").encode())
         except OSError as problem:
             raise unusable(folder, problem) from problem
@@ -218,18 +222,43 @@ def opened(path: Path) -> Iterator[Any]:
         raise RunError(f"is damaged: {problem}", where=str(path), hint=hint) from problem
 
 
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A file to write that is then renamed to `path`; nothing is left where that fails.
+
+    It is locked as long, so that `sweep_parts` can tell what a process that was killed left.
+    """
+    while True:
+        # Not the process's number: on several machines, or in containers, it repeats.
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PART}")
+        stream = beside.open("xb")
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if os.fstat(stream.fileno()).st_nlink:
+            break
+        # Swept between the two.
+        stream.close()
+    with stream:
+        try:
+            yield beside
+            os.fsync(stream.fileno())
+            beside.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+
+
 def put(path: Path, data: bytes) -> None:
     """Write a file beside and rename it into place; nothing is left where that fails."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
+    with written_beside(path) as beside:
+        beside.write_bytes(data)
+
+
+def sweep_parts(folder: Path) -> None:
+    """Delete what processes that were killed had not written to the end: nobody holds its lock."""
+    for left in folder.glob(f".*{PART}"):
+        with contextlib.suppress(OSError), left.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def unusable(path: Path, problem: OSError) -> RunError:

@@ -1,4 +1,4 @@
-"""What mining saw: a table on the terminal, and a page to read."""
+"""What mining or relabelling saw: a table on the terminal, and a page to read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,9 +77,10 @@ class Stage:
 
 @dataclass
 class Report:
-    """What mining saw, summed up while rows go by.
+    """What was seen, summed up while rows go by.
 
     Attributes:
+        rows: Rows that went by.
         left_out: Candidates that were left out, by reason.
         rows_touched: Rows with such candidates, by reason.
         positives: Scores of the positives, where they are known.
@@ -89,12 +90,8 @@ class Report:
     """
 
     rows: int = 0
-    mined: int = 0
-    filled: int = 0
-    short: int = 0
-    taught: int = 0
-    """Rows that had teacher scores of their former negatives."""
     cut: int = 0
+    """Texts that were cut to their length."""
     left_out: Counter[str] = field(default_factory=Counter)
     rows_touched: Counter[str] = field(default_factory=Counter)
     positives: array[float] = field(default_factory=lambda: array("f"))
@@ -155,18 +152,22 @@ class Report:
                 else f"left out: no candidate {reason}"
             )
 
-    def write(self, target: Path, title: str, facts: dict[str, Any], judge: str) -> None:
+    def write(
+        self, target: Path, title: str, lead: str, facts: Mapping[str, object], judge: str, counts: Mapping[str, int]
+    ) -> None:
         """A page with pictures.
 
         Args:
             target: The file.
             title: Its heading.
+            lead: What was done, in a sentence.
             facts: Of the run: model, range and the like.
             judge: What the scores are of.
+            counts: How many rows are of some kind.
         """
         from bgectl.page import Case, Page, Passage
 
-        page = Page(title, f"{self.mined:,} negatives for {self.rows:,} rows.")
+        page = Page(title, lead)
         page.facts("The run", facts)
         page.histogram(
             "Scores of positives and negatives", {"positives": self.positives, "negatives": self.negatives},
@@ -182,11 +183,8 @@ class Report:
         if reasons:
             page.table("Candidates left out", ["why", "candidates", "rows", "share of rows"], reasons)
         page.table(
-            "Rows", ["", "rows", "share"],
-            [[name, f"{count:,}", f"{count / max(1, self.rows):.1%}"] for name, count in (
-                ("with fewer negatives than asked for", self.short),
-                ("filled from outside the range", self.filled),
-            )],
+            "Rows", ["rows", "number", "share"],
+            [[name, f"{count:,}", f"{count / max(1, self.rows):.1%}"] for name, count in counts.items()],
             f"{self.cut:,} texts were longer than the maximum length and were cut.",
         )  # fmt: skip
         for heading, suspects, note in (

@@ -1,0 +1,1 @@
+"""Negatives that a teacher takes for relevant: dropped, or made positives."""
