@@ -68,10 +68,19 @@ def weakest(devices: Sequence[torch.device]) -> torch.device:
 
 
 def choose_dtype(
-    name: str, device: torch.device, *, use_fp16: bool = False, use_bf16: bool = False, decoder: bool = False
-) -> torch.dtype:
-    """The precision of the weights on a device; `auto` is float16 on a GPU, bfloat16 there for a decoder, some of which
-    overflow in float16, and float32 on a CPU.
+    name: str, device: torch.device, *, use_fp16: bool = False, use_bf16: bool = False, decoder: bool = False,
+    quick: bool = False,
+) -> torch.dtype:  # fmt: skip
+    """The precision of the weights on a device.
+
+    Args:
+        name: `auto` is float16 on a GPU, bfloat16 there for a decoder, some of which overflow in float16, and float32
+            on a CPU.
+        device: The device.
+        use_fp16: The same as float16.
+        use_bf16: The same as bfloat16.
+        decoder: The model is one.
+        quick: `auto` is bfloat16 on a CPU that computes in it.
 
     Raises:
         UsageError: The flags contradict each other, or float16 is asked of a CPU.
@@ -80,10 +89,22 @@ def choose_dtype(
     names = {name for name, on in asked.items() if on} | ({name} - {"auto"})
     if len(names) > 1:
         raise UsageError(f"{' and '.join(sorted(names))} exclude each other", where="--dtype")
-    chosen = names.pop() if names else "float32" if device.type == "cpu" else "bfloat16" if decoder else "float16"
+    if names:
+        chosen = names.pop()
+    elif device.type == "cpu":
+        chosen = "bfloat16" if quick and computes_in_bfloat16() else "float32"
+    else:
+        chosen = "bfloat16" if decoder else "float16"
     if chosen == "float16" and device.type == "cpu":
         raise UsageError("float16 does not run on a CPU", where="--dtype", hint="use float32 or bfloat16 there")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[chosen]
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16; without them it is slower than float32."""
+    # Older releases of torch do not tell.
+    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
 
 
 def token_budget(given: int | None, device: torch.device) -> int:
@@ -315,6 +336,7 @@ def load_embedder(
     examples: Path | None = None,
     examples_format: str = ICL_EXAMPLE,
     lazy: bool = False,
+    quick: bool = False,
     hub: Hub | None = None,
 ) -> Embedder:
     """Load an embedder for inference.
@@ -341,6 +363,7 @@ def load_embedder(
         examples: File of examples to put before each query of an icl embedder; see `icl.read_examples`.
         examples_format: How instruction, query and response of an example are joined.
         lazy: Load the weights when something is first encoded.
+        quick: See `choose_dtype`.
         hub: How to reach the model.
 
     Raises:
@@ -354,7 +377,7 @@ def load_embedder(
     if kind is not None and decoder != kind.startswith("decoder"):
         found = "a decoder" if decoder else "an encoder"
         raise UsageError(f"{name} is {found}", where=f"--embedder-model-class {kind}")
-    precision = choose_dtype(dtype, weakest(chosen), use_fp16=use_fp16, use_bf16=use_bf16, decoder=decoder)
+    precision = choose_dtype(dtype, weakest(chosen), use_fp16=use_fp16, use_bf16=use_bf16, decoder=decoder, quick=quick)
     facts = embedder_facts(
         name,
         hub,

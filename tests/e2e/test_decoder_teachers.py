@@ -78,7 +78,9 @@ def score(inside, write_rows, tmp_path, teachers, tiny_words):
         ]  # fmt: skip
         out = tmp_path / "scored.jsonl"
         out.unlink(missing_ok=True)
-        done = inside("score", write_rows(rows), out, "--reranker-name-or-path", teachers[kind][0], *words)
+        done = inside(
+            "score", write_rows(rows), out, "--reranker-name-or-path", teachers[kind][0], "--dtype", "float32", *words
+        )
         assert done.returncode == 0, done.stderr
         return {
             (row["query"], text): value
@@ -224,7 +226,7 @@ def test_long_pairs_are_cut_in_the_passage(score, teachers, inside):
 ])  # fmt: skip
 def test_what_cannot_be(kind, words, code, said, inside, teachers, write_rows, toy_rows, tmp_path):
     data, out = write_rows(toy_rows(4)), tmp_path / "out.jsonl"
-    done = inside("score", data, out, "--reranker-name-or-path", teachers[kind][0], *words)
+    done = inside("score", data, out, "--reranker-name-or-path", teachers[kind][0], "--dtype", "float32", *words)
     assert (done.returncode, said in done.stderr) == (code, True), done.stderr
     assert not Path(out).exists()
 

@@ -20,7 +20,16 @@ def mine(inside, tiny_bert, tmp_path):
 
     def call(source, *words, out="out.jsonl", model=tiny_bert):
         return inside(
-            "mine", source, tmp_path / out, "--embedder-name-or-path", model, "--pooling-method", "mean", *words
+            "mine",
+            source,
+            tmp_path / out,
+            "--embedder-name-or-path",
+            model,
+            "--pooling-method",
+            "mean",
+            "--dtype",
+            "float32",
+            *words,
         )
 
     return call
@@ -251,6 +260,7 @@ def test_another_process_writes_the_same_bytes(mine, bgectl, write_rows, toy_row
     source = write_rows(toy_rows(20))
     assert mine(source, "-n", 4, "--range", "0-20").returncode == 0
     words = ["--embedder-name-or-path", tiny_bert, "--pooling-method", "mean", "-n", 4, "--range", "0-20"]
+    words += ["--dtype", "float32"]
     done = bgectl("mine", "-", "-", *words, stdin=source.read_text("utf-8"), env={"PYTHONHASHSEED": "5"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.encode() == (tmp_path / "out.jsonl").read_bytes()
@@ -414,7 +424,8 @@ def test_a_cross_encoder_judges(mine, inside, pool_file, write_rows, toy_rows, t
     assert done.returncode == 0, done.stderr
     assert "Scores (cross-encoder)" in done.stderr
     mined = read(tmp_path / "out.jsonl")
-    done = inside("score", tmp_path / "out.jsonl", tmp_path / "scored.jsonl", "--reranker-name-or-path", judge)
+    words = ["score", tmp_path / "out.jsonl", tmp_path / "scored.jsonl", "--reranker-name-or-path", judge]
+    done = inside(*words, "--dtype", "float32")
     assert done.returncode == 0, done.stderr
     total = 0
     for row, scored in zip(mined, read(tmp_path / "scored.jsonl"), strict=True):

@@ -40,7 +40,8 @@ def rows(tiny_words):
 @pytest.fixture
 def score(inside, tmp_path):
     def call(source, model, *words, target=None):
-        return inside("score", source, target or tmp_path / "scored.jsonl", "--reranker-name-or-path", model, *words)
+        out = target or tmp_path / "scored.jsonl"
+        return inside("score", source, out, "--reranker-name-or-path", model, "--dtype", "float32", *words)
 
     return call
 

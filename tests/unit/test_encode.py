@@ -185,9 +185,17 @@ def test_devices_that_do_not_exist(names):
         choose_devices(names)
 
 
-def test_precision():
+def test_precision(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
     assert choose_dtype("auto", cpu) == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert choose_dtype("auto", cpu) == torch.float32
+    assert choose_dtype("auto", cpu, quick=True) == torch.bfloat16
+    assert choose_dtype("float32", cpu, quick=True) == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    assert choose_dtype("auto", cpu, quick=True) == torch.float32
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert choose_dtype("auto", cpu, quick=True) == torch.float32
     assert choose_dtype("auto", gpu) == choose_dtype("auto", gpu, use_fp16=True) == torch.float16
     assert choose_dtype("bfloat16", cpu) == choose_dtype("auto", cpu, use_bf16=True) == torch.bfloat16
     assert weakest([gpu, cpu]) == cpu

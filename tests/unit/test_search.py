@@ -159,12 +159,18 @@ def test_bm25_by_definition(tokenizer, tiny_words):
     pool = [" ".join(generator.choice(tiny_words, size)) for size in generator.integers(1, 12, 60)]
     pool += [pool[3], pool[3].upper(), "", "検索"]
     index = Bm25(tokenizer, pool)
-    queries = [*(" ".join(generator.choice(tiny_words, size)) for size in (1, 2, 3, 8)), pool[3].title(), "kaban kaban lodor"]
+    queries = [
+        *(" ".join(generator.choice(tiny_words, size)) for size in (1, 2, 3, 8)),
+        pool[3].title(),
+        "kaban kaban lodor",
+    ]
     for query in queries:
         scores = bm25(tokenizer, pool, query)
         (found,) = index.best([query], len(pool))
         assert sorted(found) == [number for number, score in enumerate(scores) if score > 0], "what shares a token"
-        np.testing.assert_allclose([scores[n] for n in found], sorted((s for s in scores if s > 0), reverse=True), rtol=1e-5)
+        np.testing.assert_allclose(
+            [scores[n] for n in found], sorted((s for s in scores if s > 0), reverse=True), rtol=1e-5
+        )
         assert index.best([query], 5)[0] == found[:5]
     (found,) = index.best([pool[3]], len(pool))
     assert found[:3] == [3, 60, 61], "copies, of which the lower number comes first"

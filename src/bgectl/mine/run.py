@@ -394,6 +394,7 @@ def embedder_of(options: MineOptions, hub: Hub) -> Embedder:
         examples=options.examples_for_task,
         examples_format=options.examples_instruction_format,
         lazy=True,
+        quick=True,
         hub=hub,
     )
 

@@ -29,6 +29,9 @@ CHUNK = 65_536
 """Pairs tokenised at a time."""
 
 
+HEADS = ("classifier", "score")
+"""The names that transformers has for what gives a classifier's logit."""
+
 Item = TypeVar("Item")
 
 
@@ -167,6 +170,11 @@ def load_cross_encoder(
         )  # fmt: skip
     if model.config.num_labels != 1:
         raise RunError(f"gives {model.config.num_labels} values a pair; a reranker gives one", where=name)
+    for name_of_head in HEADS:
+        head = getattr(model, name_of_head, None)
+        if head is not None and dtype != torch.float32:
+            # Three digits are too few to tell candidates apart, and the head costs nothing.
+            head.float().register_forward_pre_hook(lambda _, given: tuple(part.float() for part in given))
     limit = position_limit(model.config)
     length = min(max_length, limit or max_length)
     models = [deepcopy(model) for _ in devices[1:]] + [model]

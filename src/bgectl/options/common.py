@@ -39,7 +39,8 @@ class DeviceOptions(Options):
     devices: Device = Field(default_factory=list)
     """Devices to run on, such as `cuda:0 cuda:1`; each holds a copy of the model. Default: a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights; `auto` is float16 on a GPU, bfloat16 there for a decoder, and float32 on a CPU."""
+    """Precision of the weights; `auto` is float16 on a GPU, bfloat16 there for a decoder, and on a CPU float32, but for
+    mining and scoring bfloat16 where the CPU computes in it (AVX512-BF16, AMX)."""
     use_fp16: bool = False
     """The same as `--dtype float16`."""
     use_bf16: bool = False

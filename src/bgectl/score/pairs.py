@@ -235,7 +235,7 @@ def pair_teacher(
         raise RunError("is an embedder; a model that scores pairs is wanted", where=name)
     chosen = choose_devices(devices)
     decoder = kind in KINDS
-    precision = choose_dtype(dtype, weakest(chosen), use_fp16=use_fp16, use_bf16=use_bf16, decoder=decoder)
+    precision = choose_dtype(dtype, weakest(chosen), use_fp16=use_fp16, use_bf16=use_bf16, decoder=decoder, quick=True)
     common: dict[str, Any] = {
         "hub": hub, "devices": chosen, "dtype": precision, "query_max_length": query_max_length,
         "max_length": max_length, "batch_tokens": token_budget(batch_tokens, chosen[0]), "batch_size": batch_size,

@@ -150,6 +150,7 @@ def embedder_teacher(options: TeacherOptions, name: str, work: Path, hub: Hub) -
         batch_size=options.reranker_batch_size,
         heads=options.score != "dense",
         lazy=True,
+        quick=True,
         hub=hub,
     )
     console.info(f"{name}: {embedder.description}")
