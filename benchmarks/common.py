@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import shutil
@@ -147,11 +146,12 @@ def compare(
         name: For the title and the result file in benchmarks/results.
         folders: Label → folder that is made anew before each run; see `measured`.
         less: Units of work in a smaller run, and label → the command of it. With it the table also has what the two
-            differ by, which starting up does not enter.
+            differ by, which starting up does not enter; on a CPU in seconds of the processor.
         gpu: The peaks are the GPU's, and what another's command fails at is told instead of an end.
     """
-    costs: dict[str, list[Cost]] = {label: [] for label in commands}
-    waits: dict[str, list[float]] = {label: [] for label in commands}
+    ours = next(iter(commands))
+    wholes: dict[str, list[Cost]] = {label: [] for label in commands}
+    littles: dict[str, list[Cost]] = {label: [] for label in commands}
     failed = set()
     for number in range(rounds + (rounds > 1)):
         for label, command in commands.items():
@@ -159,43 +159,57 @@ def compare(
                 continue
             folder = (folders or {}).get(label)
             try:
-                little = measured(less[1][label], folder=folder, gpu=gpu) if less else None
-                cost = measured(command, folder=folder, gpu=gpu)
+                little = [measured(less[1][label], folder=folder, gpu=gpu)] if less else []
+                whole = measured(command, folder=folder, gpu=gpu)
             except SystemExit as problem:
                 # What does not fit a GPU for the one may fit it for the others; ours has to.
-                if not gpu or label == next(iter(commands)):
+                if not gpu or label == ours:
                     raise
                 print(problem, file=sys.stderr)
                 failed.add(label)
                 continue
             if number or rounds == 1:
-                costs[label].append(cost)
-                if little:
-                    waits[label].append(cost.wall - little.wall)
-    ours = next(iter(commands))
+                wholes[label].append(whole)
+                littles[label] += little
     print(f"\n{name}: {amount:,.0f} {unit}, {rounds} rounds, medians, whole processes, {os.cpu_count()} cores", end="")
     print(", peaks of the GPU" if gpu else "")
-    head = f"{'':34}{unit + '/s':>12}{'wall s':>9}{'CPU s':>9}{'peak MiB':>10}{'speed of ours':>15}"
-    print(head + (f"{'beyond start-up':>18}{'speed of ours':>15}" if less else ""))
+    # Of the two, what other work on the machine disturbs least.
+    clock = "wall" if gpu else "cpu"
+    head = f"{'':34}{unit + '/s':>12}{'wall s':>9}{'CPU s':>9}{'peak MiB':>10}{'speed of ours':>15}{'by CPU s':>10}"
+    print(head + (f"{f'beyond start-up, by {clock} s':>30}{'speed of ours':>15}" if less else ""))
     result = {}
-    for label, runs in costs.items():
+    for label, runs in wholes.items():
         if label in failed:
             print(f"{label:34}   failed")
             continue
         wall, cpu, peak = (statistics.median(getattr(cost, key) for cost in runs) for key in ("wall", "cpu", "peak"))
-        pairs = zip(runs, costs[ours], strict=True)
-        ratio = statistics.median(theirs.wall / mine.wall for theirs, mine in pairs)
-        line = f"{label:34}{amount / wall:12,.1f}{wall:9.1f}{cpu:9.1f}{peak:10,.0f}{ratio:14.2f}x"
-        result[label] = {"per_second": amount / wall, "wall": wall, "cpu": cpu, "peak_mib": peak, "ratio": ratio}
+        ratio, by_cpu = (
+            statistics.median(
+                getattr(one, key) / getattr(own, key) for one, own in zip(runs, wholes[ours], strict=True)
+            )
+            for key in ("wall", "cpu")
+        )
+        line = f"{label:34}{amount / wall:12,.1f}{wall:9.1f}{cpu:9.1f}{peak:10,.0f}{ratio:14.2f}x{by_cpu:9.2f}x"
+        entry = {
+            "per_second": amount / wall, "wall": wall, "cpu": cpu, "peak_mib": peak, "ratio": ratio,
+            "cpu_ratio": by_cpu,
+        }  # fmt: skip
         if less:
-            wait, own = statistics.median(waits[label]), statistics.median(waits[ours])
-            # A difference as small as the machine's noise says nothing.
-            long = min(wait, own) > NOISE * wall
-            rate, times = ((amount - less[0]) / wait, wait / own) if long else (math.nan, math.nan)
-            line += f"{rate:18,.1f}{times:14.2f}x" if long else f"{'too short':>18}"
-            result[label] |= {"per_second_beyond_start": rate, "ratio_beyond_start": times}
+            wait, own = (beyond_start(wholes[one], littles[one], clock) for one in (label, ours))
+            rate, times = (amount - less[0]) / wait if wait else None, wait / own if wait and own else None
+            line += f"{f'{rate:,.1f}' if rate else 'too short':>30}{f'{times:.2f}x' if times else '':>15}"
+            entry |= {"per_second_beyond_start": rate, "ratio_beyond_start": times}
         print(line, flush=True)
+        result[label] = entry
     save(name, {"amount": amount, "unit": unit, "rounds": rounds, "cores": os.cpu_count(), "runs": result})
+
+
+def beyond_start(wholes: Sequence[Cost], littles: Sequence[Cost], clock: str) -> float | None:
+    """Seconds that runs took beyond smaller ones; None where that is no more than the machine's noise."""
+    seconds = [getattr(cost, clock) for cost in wholes]
+    waits = [long - getattr(little, clock) for long, little in zip(seconds, littles, strict=True)]
+    wait = statistics.median(waits)
+    return wait if wait > NOISE * statistics.median(seconds) else None
 
 
 def save(name: str, report: Mapping[str, Any]) -> None:

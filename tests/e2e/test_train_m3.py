@@ -339,7 +339,7 @@ def test_mine_by_a_score(trained, inside, write_rows, toy_rows, tmp_path):
     for name in heads.SCORES:
         done = inside(
             "mine", source, tmp_path / f"{name}.jsonl", "--embedder-name-or-path", trained, "--range", "0-4", "-n", 3,
-            "--score", name, "--embedder-model-class", "encoder-only-m3",
+            "--score", name, "--embedder-model-class", "encoder-only-m3", "--dtype", "float32",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         negatives[name] = [json.loads(line)["neg"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]

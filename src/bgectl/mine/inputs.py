@@ -30,6 +30,7 @@ class Inputs:
 
     Attributes:
         source: The rows, to be read again.
+        row_hash: (R,) the hash of each row.
         row_query: (R,) the number of each row's query.
         queries: Q different pairs of query and prompt; see `read_query`.
         pool: N different texts.
@@ -43,6 +44,7 @@ class Inputs:
     """
 
     source: Path
+    row_hash: Hashes
     row_query: Numbers
     queries: Texts
     pool: Texts
@@ -87,9 +89,7 @@ class Inputs:
         """
         number = -1
         for number, (_, row) in enumerate(read_rows(self.source)):
-            if number >= self.rows or hash_of(spoken(row.query, row.prompt)) != int(
-                self.queries.hashes[self.row_query[number]]
-            ):
+            if number >= self.rows or hash_of(jsonl.dump(row.raw)) != int(self.row_hash[number]):
                 raise self._changed()
             yield row
         if number + 1 != self.rows:
@@ -134,14 +134,17 @@ def read_inputs(rows: Path, pool: Path | None, folder: Path, *, normalize: bool 
 
 def _collect(rows: Path, pool: Path | None, folder: Path, spool: Any, normalize: bool) -> None:
     queries, passages, others = (TextsWriter(folder / name) for name in ("queries", "pool", "others"))
+    read: list[int] = []
     asked: list[int] = []
     owners: list[int] = []
     hashes: list[int] = []
     keys: list[int] = []
     ends = [0]
     for number, (_, row) in enumerate(read_rows(rows)):
+        data = jsonl.dump(row.raw)
+        read.append(hash_of(data))
         if spool is not None:
-            spool.write(jsonl.dump(row.raw) + b"\n")
+            spool.write(data + b"\n")
         asked.append(queries.add(spoken(row.query, row.prompt).decode()))
         for text in row.pos:
             hashes.append((passages if pool is None else others).add(text))
@@ -162,7 +165,8 @@ def _collect(rows: Path, pool: Path | None, folder: Path, spool: Any, normalize:
     place = Places(kept["pool"].hashes).find(wanted)
     beyond = Places(kept["others"].hashes).find(wanted) + len(kept["pool"])
     np.savez(
-        folder / ARRAYS, row_query=row_query, keys=keys_of(kept["pool"]) if normalize else kept["pool"].hashes,
+        folder / ARRAYS, row_hash=np.array(read, dtype=np.uint64), row_query=row_query,
+        keys=keys_of(kept["pool"]) if normalize else kept["pool"].hashes,
         pair_query=row_query[np.array(owners, dtype=np.int64)], pair_passage=np.where(place >= 0, place, beyond),
         pair_key=np.array(keys, dtype=np.uint64), row_pairs=np.array(ends, dtype=np.int64),
         normalize=np.array(normalize),

@@ -5,7 +5,6 @@ Several processes encode, search and score, each a share, through the work folde
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -249,21 +248,33 @@ class Mining:
                 if self.cross is not None:
                     ranked, low = judged_by(self.cross, rows, self.inputs, ranked, low), 0
                 if distributed.rank() == 0:
+                    lower = self._lower(first, len(rows))
                     for place, row in enumerate(rows):
-                        yield self._mined(ranked, place, first + place, row, low)
+                        yield self._mined(ranked, place, first + place, row, low, lower)
                         advance()
             stage.amount = self.inputs.rows
 
-    def _mined(self, ranked: Ranked, place: int, number: int, row: Row, low: int) -> dict[str, Any]:
+    def _lower(self, first: int, count: int) -> tuple[Ranked, dict[int, int]] | None:
+        """Lower ranks for those of some rows that need them, and the place of each row's there."""
+        if self.deep is None:
+            return None
+        numbers = first + np.flatnonzero(np.isin(self.inputs.row_query[first : first + count], self._short))
+        places = {number: place for place, number in enumerate(numbers.tolist())}
+        return (self._ranked(self.deep, 0, (), numbers), places) if places else None
+
+    def _mined(
+        self, ranked: Ranked, place: int, number: int, row: Row, low: int,
+        deeper: tuple[Ranked, dict[int, int]] | None,
+    ) -> dict[str, Any]:  # fmt: skip
         """One row with its negatives; its draw depends on the seed and its place alone."""
         options, inputs, report = self.options, self.inputs, self.report
         forbidden = self._forbidden(number)
         candidates, left_out = self._candidates(ranked, place, number, low)
         looked_at, where = ranked, place
         lower: list[int] = []
-        if self.deep is not None and len(candidates) < options.negative_number:
-            looked_at, where = self._ranked(self.deep, 0, (), np.array([number])), 0
-            lower = self._candidates(looked_at, 0, number, self.high)[0]
+        if deeper is not None and len(candidates) < options.negative_number:
+            looked_at, where = deeper[0], deeper[1][number]
+            lower = self._candidates(looked_at, where, number, self.high)[0]
         negatives = select_negatives(
             candidates, inputs.keys, forbidden, options.negative_number,
             np.random.default_rng([options.seed, number]), how=options.sampling, lower=lower,
@@ -317,9 +328,10 @@ class Mining:
         for found in (self.found, self.deep):
             if found is not None:
                 found.forget()
-        if not options.keep_work and self.space is not None:
-            for vault in (self.space.passages, self.space.queries):
-                shutil.rmtree(vault.folder, ignore_errors=True)
+        if not options.keep_work:
+            for keeper in (self.space, self.finder, self.cross):
+                if keeper is not None:
+                    keeper.forget()
         console.info(
             f"mined {self.mined:,} negatives for {self.report.rows:,} rows from {len(self.inputs.pool):,} texts "
             f"in {seconds:.1f} s: {options.output_file}"
@@ -465,4 +477,6 @@ def tell_encoded(inputs: Inputs, counts: tuple[int, int], space: Space) -> None:
     known = len(inputs.queries) + len(inputs.used) - queries - passages
     there = f", {known:,} were there already" if known else ""
     size = (space.passages.size() + space.queries.size()) / 1e6
-    console.info(f"encoded {queries + passages:,} texts{there}; {size:,.1f} MB are kept in {space.work}")
+    console.info(
+        f"encoded {queries + passages:,} texts in {space.embedder.dtype}{there}; {size:,.1f} MB are in {space.work}"
+    )

@@ -6,12 +6,14 @@ Letters: Q queries, N passages, C candidates, D dimensions, K ranks.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -23,9 +25,9 @@ from bgectl.mine.space import SHARD, Scores, Space, scores_at, search, search_de
 from bgectl.models.encoder import load_config
 from bgectl.models.hub import Hub
 from bgectl.topk import Best
-from bgectl.work.folder import open_vault
+from bgectl.work.folder import LOCK, open_vault
 from bgectl.work.texts import Hashes, Numbers, digest_of, hash_of, paired
-from bgectl.work.vault import Values, Vault, fill, units_of
+from bgectl.work.vault import Values, Vault, delete, fill, units_of, unusable, wait_for, written_beside
 
 MISSING_FAISS = "pip install 'bgectl[cpu]' (or 'bgectl[gpu]' on a machine with CUDA)"
 MISSING_BM25 = "pip install 'bgectl[bm25]'"
@@ -59,6 +61,8 @@ class Found:
     vault: Vault
     hashes: Hashes
     """Of all queries."""
+    lock: IO[bytes] | None
+    """What tells other runs that it is in use."""
 
     def of(self, queries: Numbers) -> tuple[Numbers, Scores]:
         """Those of some queries."""
@@ -67,9 +71,20 @@ class Found:
         return pair[:, 0].astype(np.int64), scores
 
     def forget(self) -> None:
-        """Delete what was found; the vectors stay."""
-        if distributed.rank() == 0:
-            shutil.rmtree(self.vault.folder, ignore_errors=True)
+        """Delete what was found, unless another run uses it; the vectors stay."""
+        if self.lock is not None:
+            with contextlib.suppress(OSError), self.lock:
+                fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(self.vault.folder, ignore_errors=True)
+
+
+def in_use(vault: Vault) -> IO[bytes] | None:
+    """Hold a vault for this run, by its first process."""
+    if distributed.rank():
+        return None
+    lock = (vault.folder / LOCK).open("a+b")
+    fcntl.lockf(lock, fcntl.LOCK_SH)
+    return lock
 
 
 def kept(numbers: Numbers, scores: Scores) -> Values:
@@ -110,6 +125,7 @@ class DenseFinder:
             "pool": digest_of(inputs.pool.hashes.tobytes()),
         }  # fmt: skip
         vault = open_vault(space.work, "found", about)
+        lock = in_use(vault)
         index = None if self._factory is None else self._index(self._factory)
 
         def compute(places: Numbers, advance: console.Advance) -> tuple[Values, dict[str, str]]:
@@ -132,7 +148,18 @@ class DenseFinder:
         fill(vault, hashes, size, compute, "Searching", "queries")
         if index is not None:
             self._tell_recall(queries, depth, index)
-        return Found(vault, inputs.queries.hashes)
+        return Found(vault, inputs.queries.hashes, lock)
+
+    def forget(self) -> None:
+        """Delete the index that is kept."""
+        if self._factory is not None and distributed.rank() == 0:
+            self._index_file(self._factory).unlink(missing_ok=True)
+
+    def _index_file(self, factory: str) -> Path:
+        space = self.space
+        # It numbers the passages by their order in the shards, which another run may have cut elsewhere.
+        order = self.inputs.pool.hashes[self._order]
+        return space.work / f"index-{digest_of(str(space.about).encode(), order.tobytes(), factory.encode())}.faiss"
 
     def _units(self, count: int) -> Sequence[tuple[int, int]]:
         return units_of(count, SHARD, self._batch, distributed.world())
@@ -142,13 +169,15 @@ class DenseFinder:
     def _index(self, factory: str) -> Any:
         """The index over the pool: built by the first process, and kept in the work folder."""
         faiss = load_faiss()
-        space = self.space
-        name = digest_of(str(space.about).encode(), self.inputs.pool.hashes.tobytes(), factory.encode())
-        path = space.work / f"index-{name}.faiss"
+        path = self._index_file(factory)
         if distributed.rank() == 0 and not path.is_file():
-            beside = path.with_suffix(".part")
-            faiss.write_index(self._built(faiss, factory), str(beside))
-            beside.replace(path)
+            index = self._built(faiss, factory)
+            try:
+                with written_beside(path) as beside:
+                    faiss.write_index(index, str(beside))
+            except (OSError, RuntimeError) as problem:
+                told = problem if isinstance(problem, OSError) else OSError(first_line(problem))
+                raise unusable(path, told) from problem
         distributed.wait()
         index = faiss.read_index(str(path))
         try:
@@ -371,46 +400,56 @@ class HeadsFinder:
         self.embedder, self.inputs, self._work, self._shard = embedder, inputs, work, shard
         self._score, self._weights = score, list(weights)
         self._about = heads_about(embedder, files, score, weights)
+        self._pairs = open_vault(work, "pairs", self._about)
 
     def find(self, queries: Numbers, depth: int) -> Found:
         """The best candidates of some queries; all processes call this together."""
-        inputs = self.inputs
-        pool = inputs.pool
-        asked = inputs.queries.hashes[queries]
+        pool = self.inputs.pool
+        asked = self.inputs.queries.hashes[queries]
         about = self._about | {"depth": depth, "asked": digest_of(asked.tobytes())}
-        parts = open_vault(self._work, "parts", about)
-        pieces = [(start, min(start + self._shard, len(pool))) for start in range(0, len(pool), self._shard)]
-        names = np.array(
-            [hash_of(pool.hashes[start:stop].tobytes()) for start, stop in pieces], dtype=np.uint64
-        )  # fmt: skip
-        read = [read_query(text) for text in inputs.queries.of(queries)]
-        texts, prompts = [query for query, _ in read], [prompt for _, prompt in read]
-        encoded = heads.encode_queries(self.embedder, texts, prompts) if len(parts.missing(names)) else []
+        vault = open_vault(self._work, "found", about | {"pool": digest_of(pool.hashes.tobytes())})
+        lock = in_use(vault)
+        missing = len(vault.missing(asked))
+        distributed.wait()
+        if missing:
+            pieces = [(start, min(start + self._shard, len(pool))) for start in range(0, len(pool), self._shard)]
+            parts = open_vault(self._work, "parts", about)
+            names = self._search_pieces(parts, pieces, queries, depth)
+            if distributed.rank() == 0:
+                best = Best(len(queries), depth)
+                for (start, _), name in zip(pieces, names, strict=True):
+                    part = parts.get(np.array([name], dtype=np.uint64))[0]
+                    numbers, scores = part[:, 0].astype(np.int64), np.ascontiguousarray(part[:, 1]).view(np.float32)
+                    best.take(np.where(numbers >= 0, numbers + start, -1), scores)
+                vault.add(asked, kept(best.indices, best.scores))
+            distributed.wait()
+            wait_for(vault, asked)
+            delete([parts])
+        return Found(vault, self.inputs.queries.hashes, lock)
+
+    def _search_pieces(self, parts: Vault, pieces: Sequence[tuple[int, int]], queries: Numbers, depth: int) -> Hashes:
+        """Search each piece of the pool; returns their names in the vault."""
+        pool = self.inputs.pool
+        names = np.array([hash_of(pool.hashes[start:stop].tobytes()) for start, stop in pieces], dtype=np.uint64)
+
+        @cache
+        def encoded() -> list[heads.Encoded]:
+            read = [read_query(text) for text in self.inputs.queries.of(queries)]
+            return heads.encode_queries(self.embedder, [query for query, _ in read], [prompt for _, prompt in read])
 
         def compute(places: Numbers, advance: console.Advance) -> tuple[Values, dict[str, str]]:
             start, stop = pieces[int(places[0])]
             found = heads.search_encoded(
-                self.embedder, encoded, pool[start:stop], depth, scores=[self._score], weights=self._weights,
+                self.embedder, encoded(), pool[start:stop], depth, scores=[self._score], weights=self._weights,
                 told=advance,
             )[self._score]  # fmt: skip
             numbers, scores = found.indices, found.scores
-            short = depth - numbers.shape[1]
-            numbers = np.pad(numbers, ((0, 0), (0, short)), constant_values=-1)
-            scores = np.pad(scores, ((0, 0), (0, short)), constant_values=-np.inf)
-            return kept(numbers, scores)[None], {}
+            short = ((0, 0), (0, depth - numbers.shape[1]))
+            numbers = np.pad(numbers, short, constant_values=-1)
+            return kept(numbers, np.pad(scores, short, constant_values=-np.inf))[None], {}
 
         fill(parts, names, 1, compute, "Encoding and scoring", "texts", sizes=[stop - start for start, stop in pieces])
-        vault = open_vault(self._work, "found", about | {"pool": digest_of(pool.hashes.tobytes())})
-        if distributed.rank() == 0 and len(vault.missing(asked)):
-            best = Best(len(queries), depth)
-            for (start, _), name in zip(pieces, names, strict=True):
-                part = parts.get(np.array([name], dtype=np.uint64))[0]
-                numbers, scores = part[:, 0].astype(np.int64), np.ascontiguousarray(part[:, 1]).view(np.float32)
-                best.take(np.where(numbers >= 0, numbers + start, -1), scores)
-            vault.add(asked, kept(best.indices, best.scores))
-        distributed.wait()
-        vault.refresh()
-        return Found(vault, inputs.queries.hashes)
+        return names
 
     def pair_scores(self, queries: Numbers, passages: Numbers) -> Scores:
         """(P,) scores of pairs of a query and a passage; kept, so that they are computed once.
@@ -418,7 +457,7 @@ class HeadsFinder:
         All processes call this together.
         """
         inputs = self.inputs
-        vault = open_vault(self._work, "pairs", self._about)
+        vault = self._pairs
         hashes = paired(inputs.queries.hashes[queries], inputs.passage_hashes[passages])
 
         def compute(places: Numbers, advance: console.Advance) -> tuple[Values, dict[str, str]]:
@@ -429,3 +468,7 @@ class HeadsFinder:
         fill(vault, hashes, SHARD, compute, "Scoring positives", "pairs")
         scores: Scores = vault.get(hashes).astype(np.float32)
         return scores
+
+    def forget(self) -> None:
+        """Delete the scores that are kept."""
+        delete([self._pairs])

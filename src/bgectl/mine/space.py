@@ -21,7 +21,7 @@ from bgectl.mine.inputs import Inputs, read_query
 from bgectl.topk import Best
 from bgectl.work.folder import open_vault
 from bgectl.work.texts import Hashes, Numbers, paired
-from bgectl.work.vault import Values, Vault, fill
+from bgectl.work.vault import Values, Vault, delete, fill
 
 Scores = npt.NDArray[np.float32]
 
@@ -61,9 +61,11 @@ def open_spaces(embedder: Embedder, files: str, work: Path) -> tuple[Kept, Kept]
         files: The digest of the model's files.
         work: The work folder.
     """
-    about = {"model": Path(embedder.name).name, "files": files, "version": 1}
+    about = {"files": files, "version": 1}
     kinds = (("passages", about | embedder.space(queries=False)), ("queries", about | embedder.space(queries=True)))
-    passages, queries = (Kept(parts, open_vault(work, kind, parts), embedder) for kind, parts in kinds)
+    passages, queries = (
+        Kept(parts, open_vault(work, kind, parts, model=embedder.name), embedder) for kind, parts in kinds
+    )
     return passages, queries
 
 
@@ -83,6 +85,7 @@ class Space:
         self._of_passages, self._of_queries = open_spaces(embedder, files, work)
         self.passages, self.queries = self._of_passages.vault, self._of_queries.vault
         self.about = {"passages": self._of_passages.about, "queries": self._of_queries.about}
+        self._pairs = open_vault(work, "pairs", self.about)
 
     def encode(self) -> tuple[int, int]:
         """Encode what has no vector yet; all processes call this. Returns how many queries and passages that were."""
@@ -117,12 +120,16 @@ class Space:
         """The pool, shard by shard: the passages' numbers and (S, D) their vectors."""
         yield from shards_of(self.passages, self.inputs.pool.hashes)
 
+    def forget(self) -> None:
+        """Delete the vectors and scores that are kept."""
+        delete([self.passages, self.queries, self._pairs])
+
     def pair_scores(self, queries: Numbers, passages: Numbers) -> Scores:
         """(P,) inner products of pairs of a query and a passage; kept, so that they are computed once.
 
         All processes call this together.
         """
-        vault = open_vault(self.work, "pairs", self.about)
+        vault = self._pairs
         hashes = paired(self.inputs.queries.hashes[queries], self.inputs.passage_hashes[passages])
         # Pairs of the same shard together: each shard is read for few of the pieces.
         order = np.lexsort((queries, *self.passages.locate(self.inputs.passage_hashes[passages])[::-1]))
@@ -143,7 +150,7 @@ def shards_of(vault: Vault, hashes: Hashes) -> Iterator[tuple[Numbers, Vectors]]
     shards, rows = vault.locate(hashes)
     order = np.argsort(shards, kind="stable")
     names, starts = np.unique(shards[order], return_index=True)
-    for shard, start, stop in zip(names.tolist(), starts, [*starts[1:], len(order)], strict=True):
+    for shard, start, stop in zip(names.tolist(), starts, [*starts, len(order)][1:], strict=True):
         places = order[start:stop]
         values = vault.read(shard)
         chosen = rows[places]

@@ -5,7 +5,6 @@ Letters: P pairs.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from bgectl.models.hub import Hub
 from bgectl.models.rerankers import PairScorer, load_cross_encoder
 from bgectl.work.folder import open_vault
 from bgectl.work.texts import Hashes, Numbers, hash_of, hashes_of, paired
-from bgectl.work.vault import Values, Vault, fill
+from bgectl.work.vault import Values, Vault, delete, fill
 
 Scores = npt.NDArray[np.float32]
 
@@ -59,6 +58,7 @@ class PairTeacher:
     """A model that reads query and passage together.
 
     Args:
+        name: Its name, for a person.
         work: The work folder.
         about: What the logits depend on besides the texts.
         load: Loads the model, when a pair is first to be scored.
@@ -66,9 +66,9 @@ class PairTeacher:
     """
 
     def __init__(
-        self, work: Path, about: dict[str, Any], load: Callable[[], PairScorer[Any]], shard: int = PAIRS
+        self, name: str, work: Path, about: dict[str, Any], load: Callable[[], PairScorer[Any]], shard: int = PAIRS
     ) -> None:
-        self.vault: Vault = open_vault(work, "scores", about)
+        self.vault: Vault = open_vault(work, "scores", about, model=name)
         self.scored = 0
         self._cut: dict[str, str] = {}
         self._load, self._shard = load, shard
@@ -110,13 +110,6 @@ class PairTeacher:
     def forget(self) -> None:
         """Delete the scores that are kept."""
         delete([self.vault])
-
-
-def delete(vaults: Sequence[Vault]) -> None:
-    """Delete what vaults keep; the first process does it for all."""
-    if distributed.rank() == 0:
-        for vault in vaults:
-            shutil.rmtree(vault.folder, ignore_errors=True)
 
 
 class EmbedderTeacher:
@@ -248,14 +241,14 @@ def pair_teacher(
 
     adapter = of_decoder.get("adapter")
     about = {
-        "model": Path(name).name, "files": digest(name, hub), "version": 1, "kind": kind, "dtype": str(precision),
+        "files": digest(name, hub), "version": 1, "kind": kind, "dtype": str(precision),
         "query_max_length": query_max_length, "max_length": max_length,
         "query": instruction(query, QUERY if decoder else None), "query_format": query_format,
         "passage": instruction(passage, PASSAGE if decoder else None), "passage_format": passage_format,
         **{key: value for key, value in of_decoder.items() if key != "adapter"},
         "adapter": None if adapter is None else digest(str(adapter), hub),
     }  # fmt: skip
-    return PairTeacher(work, about, load, shard or PAIRS)
+    return PairTeacher(name, work, about, load, shard or PAIRS)
 
 
 def digest(name: str, hub: Hub) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bgectl import distributed
+from bgectl.errors import Interrupted
 from bgectl.work.texts import digest_of
 from bgectl.work.vault import Vault, put, sweep_parts, unusable
 
@@ -45,10 +47,17 @@ def work_folder(given: Path | None, output: Path) -> Path:
     return folder
 
 
-def open_vault(folder: Path, kind: str, about: Mapping[str, Any]) -> Vault:
-    """The values of one kind, in a folder of their own that is named by what they depend on."""
+def open_vault(folder: Path, kind: str, about: Mapping[str, Any], **said: object) -> Vault:
+    """The values of one kind, in a folder of their own that is named by what they depend on.
+
+    Args:
+        folder: The work folder.
+        kind: A word for a person.
+        about: What they depend on.
+        said: What is noted beside, and does not count.
+    """
     text = json.dumps(dict(about), sort_keys=True).encode()
-    return Vault(folder / f"{kind}-{digest_of(text)}", about)
+    return Vault(folder / f"{kind}-{digest_of(text)}", {**about, **said})
 
 
 @contextlib.contextmanager
@@ -72,6 +81,11 @@ def run_folder(folder: Path) -> Iterator[Path]:
         try:
             distributed.from_first(str(own))
             yield own
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; what was computed is kept in {folder}", signal=signal.SIGINT,
+                hint="the same command goes on from there",
+            ) from None  # fmt: skip
         finally:
             shutil.rmtree(own, ignore_errors=True)
             leave_if_empty(folder)

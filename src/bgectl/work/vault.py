@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,12 @@ class Vault:
             shards.append(np.full(len(theirs), len(self._files), dtype=np.int32))
             rows.append(np.arange(len(theirs), dtype=np.int32))
             self._files.append(path)
-        self.hashes, self._shard, self._row = np.concatenate(hashes), np.concatenate(shards), np.concatenate(rows)
+        # In the order of their names, whenever they were found: what is numbered by it is the same in the next run.
+        order = sorted(range(len(self._files)), key=lambda number: self._files[number].name)
+        self._files = [self._files[number] for number in order]
+        number_of = np.argsort(np.array(order, dtype=np.int32)).astype(np.int32)
+        self.hashes, self._row = np.concatenate(hashes), np.concatenate(rows)
+        self._shard = number_of[np.concatenate(shards)]
         self._places = Places(self.hashes)
 
     def missing(self, hashes: Hashes) -> Numbers:
@@ -205,6 +211,13 @@ def wait_for(vault: Vault, hashes: Hashes) -> None:
             )  # fmt: skip
         time.sleep(1)
         vault.refresh()
+
+
+def delete(vaults: Sequence[Vault]) -> None:
+    """Delete vaults with all that they keep; the first process does it for all."""
+    if distributed.rank() == 0:
+        for vault in vaults:
+            shutil.rmtree(vault.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
