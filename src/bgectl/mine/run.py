@@ -20,9 +20,12 @@ from bgectl import console, distributed, jsonl
 from bgectl.data.rows import Row
 from bgectl.encode import Embedder, load_embedder
 from bgectl.errors import DataError
+from bgectl.mine.approximate import check_factory
+from bgectl.mine.by_heads import HeadsFinder
+from bgectl.mine.found import Found
 from bgectl.mine.inputs import Inputs, open_inputs, read_inputs, read_query, read_relevant
 from bgectl.mine.rule import Rule, Scores
-from bgectl.mine.search import DenseFinder, Found, HeadsFinder, check_factory
+from bgectl.mine.search import DenseFinder
 from bgectl.mine.select import Negatives, candidates_of, near_copies, select_negatives, shingles
 from bgectl.mine.space import SHARD, Space
 from bgectl.models.files import files_digest

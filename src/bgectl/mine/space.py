@@ -120,6 +120,19 @@ class Space:
         """The pool, shard by shard: the passages' numbers and (S, D) their vectors."""
         yield from shards_of(self.passages, self.inputs.pool.hashes)
 
+    def scores_of(self, vectors: Vectors, numbers: Numbers) -> Scores:
+        """(Q, C) the inner products of queries with candidates of theirs; -inf where the number is -1.
+
+        Args:
+            vectors: (Q, D) of the queries.
+            numbers: (Q, C) of passages of the pool.
+        """
+        rows, columns = np.nonzero(numbers >= 0)
+        scores: Scores = np.full(numbers.shape, -np.inf, dtype=np.float32)
+        hashes = self.inputs.pool.hashes[numbers[rows, columns]]
+        scores[rows, columns] = scores_at(self.passages, hashes, vectors, rows)
+        return scores
+
     def forget(self) -> None:
         """Delete the vectors and scores that are kept."""
         delete([self.passages, self.queries, self._pairs])

@@ -17,8 +17,8 @@ from bgectl import console, distributed, heads
 from bgectl.data.prompts import instruct
 from bgectl.encode import Embedder, choose_devices, choose_dtype, token_budget, weakest
 from bgectl.errors import RunError
+from bgectl.mine.by_heads import heads_about
 from bgectl.mine.inputs import spoken
-from bgectl.mine.search import heads_about
 from bgectl.mine.space import SHARD, open_spaces, scores_at
 from bgectl.models.decoder_rerankers import KINDS, PASSAGE, QUERY, load_decoder_reranker, teacher_kind
 from bgectl.models.files import files_digest

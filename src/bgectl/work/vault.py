@@ -282,10 +282,9 @@ def unusable(path: Path, problem: OSError) -> RunError:
     )  # fmt: skip
 
 
-def units_of(count: int, most: int, multiple: int, processes: int) -> Sequence[tuple[int, int]]:
-    """Cut `count` things into (start, stop) pieces for some processes: of at most about `most`, each but the last a
-    multiple of `multiple`, and four for each process where there is enough.
+def unit_size(count: int, most: int, multiple: int, processes: int) -> int:
+    """How many of `count` things to compute as one piece: a multiple of `multiple`, about `most` at most, and so that
+    each process has four pieces where there is enough.
     """
     even = -(-count // (4 * processes))
-    size = -(-min(max(even, 1), most) // multiple) * multiple
-    return [(start, min(start + size, count)) for start in range(0, count, size)]
+    return -(-min(max(even, 1), most) // multiple) * multiple
