@@ -187,14 +187,16 @@ class Report:
             [[name, f"{count:,}", f"{count / max(1, self.rows):.1%}"] for name, count in counts.items()],
             f"{self.cut:,} texts were longer than the maximum length and were cut.",
         )  # fmt: skip
-        for heading, suspects, note in (
-            ("Likely false negatives", self.false_negatives, "Negatives that score highest above their positive."),
-            ("Likely wrong positives", self.wrong_positives, "Positives that score lowest below their negatives."),
-        ):
+        for heading, suspects, note, said in (
+            ("Likely false negatives", self.false_negatives, "Negatives that come nearest to their positive or pass it.",
+             "the negative scores {} the positive by {:.3f}"),
+            ("Likely wrong positives", self.wrong_positives, "Positives that score lowest beside their negatives.",
+             "its negatives score {} it by {:.3f} on average"),
+        ):  # fmt: skip
             cases = [
                 Case(
                     suspect.query, [Passage("positive", *suspect.positive), Passage("negative", *suspect.negative)],
-                    f"row {suspect.row:,}: {suspect.excess:+.3f}",
+                    f"row {suspect.row:,}: " + said.format(*above_or_below(suspect.excess)),
                 )
                 for suspect in suspects.all
             ]  # fmt: skip
@@ -207,6 +209,11 @@ class Report:
              for stage in self.stages],
         )  # fmt: skip
         page.write(target)
+
+
+def above_or_below(excess: float) -> tuple[str, float]:
+    """A difference in words."""
+    return "above" if excess > 0 else "below", abs(excess)
 
 
 def rank_groups(ranks: npt.NDArray[Any]) -> dict[str, int]:
