@@ -183,12 +183,9 @@ def compare(
             print(f"{label:34}   failed")
             continue
         wall, cpu, peak = (statistics.median(getattr(cost, key) for cost in runs) for key in ("wall", "cpu", "peak"))
-        ratio, by_cpu = (
-            statistics.median(
-                getattr(one, key) / getattr(own, key) for one, own in zip(runs, wholes[ours], strict=True)
-            )
-            for key in ("wall", "cpu")
-        )
+        pairs = list(zip(runs, wholes[ours], strict=True))
+        ratio = statistics.median(theirs.wall / mine.wall for theirs, mine in pairs)
+        by_cpu = statistics.median(theirs.cpu / mine.cpu for theirs, mine in pairs)
         line = f"{label:34}{amount / wall:12,.1f}{wall:9.1f}{cpu:9.1f}{peak:10,.0f}{ratio:14.2f}x{by_cpu:9.2f}x"
         entry = {
             "per_second": amount / wall, "wall": wall, "cpu": cpu, "peak_mib": peak, "ratio": ratio,

@@ -1,12 +1,24 @@
 """The command in forked processes, which import nothing anew; and what it left in its work folder."""
 
+import gc
 import multiprocessing
 import os
 import random
+import shutil
 import socket
 import sys
+from contextlib import contextmanager
 
 import torch
+
+@contextmanager
+def quick_collections():
+    """Each run collects garbage once or twice, which takes half a second where all libraries are loaded."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
 
 LASTING = ("passages", "queries", "pairs", "scores")
 """Kinds of values that stay in a work folder after a run."""
@@ -83,8 +95,6 @@ def make_cross_encoder(bert, folder):
 
 def make_m3(xlmr, folder):
     """An XLM-R with random heads of M3."""
-    import shutil
-
     shutil.copytree(xlmr, folder)
     generator = torch.Generator().manual_seed(1)
     for name, size in (("sparse_linear", 1), ("colbert_linear", 32)):

@@ -188,7 +188,7 @@ class Report:
             f"{self.cut:,} texts were longer than the maximum length and were cut.",
         )  # fmt: skip
         for heading, suspects, note, said in (
-            ("Likely false negatives", self.false_negatives, "Negatives that come nearest to their positive or pass it.",
+            ("Likely false negatives", self.false_negatives, "Negatives that come near their positive, or pass it.",
              "the negative scores {} the positive by {:.3f}"),
             ("Likely wrong positives", self.wrong_positives, "Positives that score lowest beside their negatives.",
              "its negatives score {} it by {:.3f} on average"),

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgectl.mine.search import Bm25, fuse
+from bgectl.mine.lexical import Bm25, fuse
 from bgectl.mine.space import search
 from bgectl.report import SUSPICIOUS, Report, Worst, rank_groups
 from bgectl.topk import Best
@@ -186,7 +186,7 @@ def test_bm25_where_nothing_is_shared(tokenizer):
 def test_bm25_of_pools_of_pieces(tokenizer, monkeypatch, tiny_words):
     pool = [f"{word} {other}" for word, other in zip(tiny_words, tiny_words[1:], strict=False)]
     whole = Bm25(tokenizer, pool).best(tiny_words, 9)
-    monkeypatch.setattr("bgectl.mine.search.SHARD", 7)
+    monkeypatch.setattr("bgectl.mine.lexical.CHUNK", 7)
     assert Bm25(tokenizer, pool).best(tiny_words, 9) == whole
 
 
