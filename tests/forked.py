@@ -8,8 +8,10 @@ import shutil
 import socket
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+
 
 @contextmanager
 def quick_collections():
@@ -42,8 +44,9 @@ def in_a_process(words, said=None, environment=None):
 
         console.stdout.cache_clear()
         console.stderr.cache_clear()
-        sys.stdout = sys.stderr = open(said or os.devnull, "w", buffering=1)
-        main([str(word) for word in words])
+        with Path(said or os.devnull).open("w", buffering=1) as stream:
+            sys.stdout = sys.stderr = stream
+            main([str(word) for word in words])
 
     process = multiprocessing.get_context("fork").Process(target=call)
     process.start()

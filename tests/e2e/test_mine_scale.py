@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from forked import in_processes, leavings, make_cross_encoder, make_m3, quick_collections, rows_of, sentences, shards
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -16,6 +15,7 @@ from bgectl import heads
 from bgectl.encode import load_embedder
 from bgectl.mine.lexical import Bm25, fuse
 from bgectl.mine.select import same_text
+from bgectl.work.texts import digest_of
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -131,16 +131,17 @@ def test_three_processes_write_the_same_bytes(case, mine, words_of, source, pool
 
     def told(self, *arguments):
         with (tmp_path / "shares").open("a") as stream:
-            stream.write(f"{self.folder.name.split('-')[0]} {distributed.rank()}\n")
+            stream.write(f"{self.folder.name.split('-')[0]} {distributed.rank()} {digest_of(arguments[0].tobytes())}\n")
         return add(self, *arguments)
 
     monkeypatch.setattr(Vault, "add", told)
     codes, said = in_processes(3, words_of(*words, work="three", out="three.jsonl"), tmp_path)
     assert codes == [0, 0, 0], said
     assert (tmp_path / "three.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
-    shares = set((tmp_path / "shares").read_text().split("\n"))
+    shares = [line.split() for line in (tmp_path / "shares").read_text().splitlines()]
+    assert len({(kind, shard) for kind, _, shard in shares}) == len(shares), "two processes computed the same"
     for kind in ("passages", "found", *(["scores"] if case == "judged" else [])):
-        assert {f"{kind} {rank}" for rank in range(3)} <= shares, f"{kind}: a process had nothing to do"
+        assert {rank for own, rank, _ in shares if own == kind} == set("012"), f"{kind}: a process had nothing to do"
     assert {path.name for path in shards(tmp_path / "three")} == {path.name for path in shards(tmp_path / "one")}
     assert alone.encoded == 150 + 30 + 60
     assert "encoded 240 texts" in said[0]
@@ -280,7 +281,9 @@ def test_no_keep_work_spares_what_others_kept(mine, source, pool_file, tmp_path,
 
 
 @pytest.mark.parametrize("more", [[], ["--preset", "positive-aware", "--keep-scores"], ["--fuse", "rrf"]], ids=str)
-@pytest.mark.parametrize("index", [["Flat"], ["IVF4,Flat", "--index-parameters", "nprobe=4"]], ids=["flat", "all lists"])
+@pytest.mark.parametrize(
+    "index", [["Flat"], ["IVF4,Flat", "--index-parameters", "nprobe=4"]], ids=["flat", "all lists"]
+)
 def test_an_index_that_misses_nothing_is_exact(index, more, mine, source, pool_file, tmp_path):
     words = [source, *QUICK, "--candidate-pool", pool_file, "--shard-size", 40, *more]
     mine(*words, out="exact.jsonl")
@@ -316,7 +319,14 @@ def test_an_index_outlives_other_passages(mine, source, pool, pool_file, write_r
     """It numbers passages by where they lie in shards, and the shards that came later lie between the others."""
     words = [source, *QUICK, "--candidate-pool", pool_file, "--shard-size", 10]
     for part in (pool[::3], pool[1::3], pool):
-        mine(source, *QUICK, "--shard-size", 10, "--candidate-pool", write_rows([{"text": text} for text in part], "part"))
+        mine(
+            source,
+            *QUICK,
+            "--shard-size",
+            10,
+            "--candidate-pool",
+            write_rows([{"text": text} for text in part], "part"),
+        )
     exact = mine(*words)
     first = mine(*words, "--index", "Flat")
     other = write_rows([{"text": text} for text in sentences(tiny_words, 60, seed=5)], "other")
@@ -333,7 +343,9 @@ def test_a_full_disk_while_the_index_is_written(inside, words_of, source, pool_f
     def full(index, path):
         with open(path, "wb") as stream:
             stream.write(b"half of it")
-        raise RuntimeError("Error in void write(FILE*): Error: 'ret == (1)' failed: write error: No space left on device")
+        raise RuntimeError(
+            "Error in void write(FILE*): Error: 'ret == (1)' failed: write error: No space left on device"
+        )
 
     monkeypatch.setattr(faiss, "write_index", full)
     done = inside(*words_of(source, *QUICK, "--candidate-pool", pool_file, "--index", "Flat"))
@@ -386,7 +398,9 @@ def test_fused_ranks_by_hand(mine, rows, source, pool, pool_file, tiny_bert):
         exact = np.argsort(-scores, kind="stable")[:40].tolist()
         best = [pool[number] for number in fuse([exact, other])[3:20] if same_text(pool[number]) not in forbidden(row)]
         assert row["neg"] == best[:10]
-        np.testing.assert_allclose(row["mined_neg_scores"], [scores[pool.index(text)] for text in row["neg"]], atol=1e-5)
+        np.testing.assert_allclose(
+            row["mined_neg_scores"], [scores[pool.index(text)] for text in row["neg"]], atol=1e-5
+        )
         differ += row["neg"] != [pool[number] for number in exact[3:13]]
     assert differ > 20, "BM25 changes nothing"
 
@@ -494,7 +508,8 @@ def test_m3_is_the_hybrid_score(weights, mine, rows, write_rows, pool, pool_file
         row["pos"] = [f"{row['query']} kaban", f"xaban {row['query']}"]
     words = [
         write_rows(rows), "--candidate-pool", pool_file, "-n", 6, "--range", "1-40", "--sampling", "top", "--fill",
-        "none", "--positive-percent", 0.98, "--keep-scores", "--shard-size", 40, *(["--weights", *weights] if weights else []),
+        "none", "--positive-percent", 0.98, "--keep-scores", "--shard-size", 40,
+        *(["--weights", *weights] if weights else []),
     ]  # fmt: skip
     done = mine(*words, "--mode", "m3", model=m3, out="mode.jsonl")
     mine(*words, "--score", "hybrid", model=m3, out="score.jsonl", work="other")

@@ -80,7 +80,7 @@ def test_lower_ranks_come_before_random_texts(case, lower):
     ranking, keys, forbidden, wanted, seed = case
     lower = np.array([index for index in lower if index < len(keys)], dtype=np.int64)
     below = candidates_of(lower, [keys[index] for index in lower], forbidden)
-    chosen = chosen_of(ranking, keys, forbidden, wanted, np.random.default_rng(seed), lower=below, fill=False)
+    chosen = chosen_of(ranking, keys, forbidden, wanted, np.random.default_rng(seed), lower=below, fill="none")
     taken = [keys[index] for index in chosen.passages]
     assert not set(taken) & forbidden
     assert len(set(taken)) == len(taken)

@@ -351,9 +351,8 @@ def test_a_run_folder_goes_at_the_end(tmp_path):
         assert own.parent == work
         (own / "texts").write_text("x")
     assert {path.name for path in work.iterdir()} == {"kept", TAG_FILE, IGNORE_FILE}
-    with pytest.raises(ZeroDivisionError), run_folder(work) as own:
-        (own / "texts").write_text("x")
-        raise ZeroDivisionError
+    with pytest.raises(FileNotFoundError), run_folder(work) as own:
+        (own / "nothing").read_text()
     assert {path.name for path in work.iterdir()} == {"kept", TAG_FILE, IGNORE_FILE}
 
 
@@ -373,8 +372,8 @@ def test_an_empty_work_folder_goes_too(tmp_path):
 def test_where_the_work_folder_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for output, expected in (
-        (Path("-"), tmp_path / ".bgectl"), (Path("out.jsonl"), Path(".bgectl")), (Path("/dev/null"), tmp_path / ".bgectl"),
-        (tmp_path / "no" / "out.jsonl", tmp_path / ".bgectl"),
+        (Path("-"), tmp_path / ".bgectl"), (Path("out.jsonl"), Path(".bgectl")),
+        (Path("/dev/null"), tmp_path / ".bgectl"), (tmp_path / "no" / "out.jsonl", tmp_path / ".bgectl"),
     ):  # fmt: skip
         assert work_folder(None, output).resolve() == expected.resolve()
     assert work_folder(tmp_path / "a" / "b", Path("-")) == tmp_path / "a" / "b"

@@ -67,7 +67,8 @@ class HeadsFinder:
         distributed.wait()
         if missing:
             pieces = [(start, min(start + self._shard, len(pool))) for start in range(0, len(pool), self._shard)]
-            parts = open_vault(self._work, "parts", about)
+            # Inside of what is found, so that it goes with it if this process is killed before it deletes it.
+            parts = open_vault(vault.folder, "parts", about)
             names = self._search_pieces(parts, pieces, queries, depth)
             if distributed.rank() == 0:
                 best = Best(len(queries), depth)

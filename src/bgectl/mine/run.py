@@ -121,7 +121,7 @@ class Mining:
     def __init__(self, options: MineOptions, work: Path, folder: Path) -> None:
         self.options, self.work = options, work
         self.report = Report()
-        self.mined = self.filled = self.short = self.taught = 0
+        self.mined = self.filled = self.short = self.bare = self.rescued = self.taught = 0
         self.hub = Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code)
         self.embedder = embedder_of(options, self.hub)
         console.info(f"{options.embedder_name_or_path}: {self.embedder.description}")
@@ -281,7 +281,7 @@ class Mining:
         negatives = select_negatives(
             candidates, inputs.keys, forbidden, options.negative_number,
             np.random.default_rng([options.seed, number]), how=options.sampling, lower=lower,
-            fill=options.fill == "random", near=self._near(row) if options.dedupe == "near" else None,
+            fill=options.fill, near=self._near(row) if options.dedupe == "near" else None,
         )  # fmt: skip
         scores = scores_of(looked_at, where, negatives.passages)
         texts = inputs.pool.of(negatives.passages)
@@ -313,6 +313,8 @@ class Mining:
         self.mined += len(negatives.passages)
         self.filled += negatives.filled > 0
         self.short += len(negatives.passages) < self.options.negative_number
+        self.bare += not negatives.passages
+        self.rescued += self.options.fill == "deeper" and negatives.random > 0
         self.taught += row.neg_scores is not None
         report.left_out.update(left_out)
         report.rows_touched.update(reason for reason, count in left_out.items() if count)
@@ -345,10 +347,14 @@ class Mining:
         options = self.options
         if self.filled:
             what = "random ones" if options.fill == "random" else "some of lower ranks"
+            if self.rescued:
+                what += f", {self.rescued:,} of them random ones, since nothing found keeps to the rule"
             console.warn(f"{self.filled:,} rows had too few texts in the range and got {what}")
         if self.short:
             why = "the pool has no more" if options.fill == "random" else "no other candidate keeps to the rule"
             console.warn(f"{self.short:,} rows have fewer than {options.negative_number} negatives: {why}")
+        if self.bare and self.bare < self.report.rows:
+            console.warn(f"{self.bare:,} of them have none, and training refuses them: --fill random gives them some")
         if self.report.cut:
             console.warn(f"{self.report.cut:,} texts were cut to their length")
         if self.taught:
@@ -359,6 +365,7 @@ class Mining:
         counts = {
             "with fewer negatives than asked for": self.short,
             "filled from outside the range": self.filled,
+            "without a negative": self.bare,
         }  # fmt: skip
         lead = f"{self.mined:,} negatives for {self.report.rows:,} rows."
         title = f"Mined negatives: {self.options.output_file}"

@@ -26,11 +26,13 @@ class Negatives:
     Attributes:
         passages: Indices into the pool: those of the range in rank order, then those of lower ranks or the random ones.
         filled: How many of them are not of the range.
+        random: How many of them are random.
         copies: Candidates that were passed over as near copies.
     """
 
     passages: list[int]
     filled: int = 0
+    random: int = 0
     copies: int = 0
 
 
@@ -82,7 +84,7 @@ def select_negatives(
     *,
     how: str = "random",
     lower: Sequence[int] = (),
-    fill: bool = True,
+    fill: str = "random",
     near: Callable[[int, Sequence[int]], bool] | None = None,
 ) -> Negatives:
     """Draw negatives; where they are too few, take the best of lower ranks, then random passages (SPEC §7).
@@ -95,7 +97,8 @@ def select_negatives(
         generator: Source of the draws.
         how: See `taking_order`.
         lower: Candidates of lower ranks, in rank order.
-        fill: Take random passages where there are still too few.
+        fill: `random` takes random passages where there are still too few, `deeper` where there are none, and `none`
+            never.
         near: Whether a passage is nearly a copy of the query, of a positive or of one of those given.
 
     Returns:
@@ -120,10 +123,11 @@ def select_negatives(
         if int(keys[index]) not in taken and not (near is not None and near(index, passages + more)):
             taken.add(int(keys[index]))
             more.append(index)
-    if fill:
+    found = len(passages) + len(more)
+    if fill == "random" or (fill == "deeper" and not found):
         fits = None if near is None else lambda index, others: not near(index, [*passages, *more, *others])
         more += random_passages(keys, taken, wanted - len(passages) - len(more), generator, fits)
-    return Negatives(passages + more, len(more), copies)
+    return Negatives(passages + more, len(more), len(passages) + len(more) - found, copies)
 
 
 def random_passages(

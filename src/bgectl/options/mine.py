@@ -55,8 +55,8 @@ class MiningOptions(EmbedderOptions, HybridOptions):
     """How negatives are taken from the range: at random, the best ranks, or at random with weights 1, 1/2, 1/3 … by
     rank."""
     fill: Literal["random", "deeper", "none"] = "random"
-    """What is taken where the range has too few: random texts of the pool, the best of the ranks below the range that
-    keep to the rule, or nothing."""
+    """What is taken where the range has too few: random texts of the pool; the best of the ranks below the range that
+    keep to the rule, and random texts only where there are none of those either; or nothing."""
     dedupe: Literal["exact", "normalized", "near"] = "normalized"
     """Which texts count as copies of the query, a positive or another negative, and are left out: the same text; also
     texts that differ in case and white space; also texts that share four fifths of their 5-grams of characters."""
