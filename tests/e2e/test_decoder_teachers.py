@@ -239,3 +239,13 @@ def test_heads_that_are_missing(inside, teachers, write_rows, toy_rows, tmp_path
     save_file({k: v for k, v in weights.items() if "lm_head.2" not in k}, folder / "model.safetensors")
     done = inside("score", write_rows(toy_rows(4)), tmp_path / "out.jsonl", "--reranker-name-or-path", folder)
     assert (done.returncode, "the files lack lm_head.2.linear_head.weight" in done.stderr) == (1, True), done.stderr
+
+
+@pytest.mark.parametrize("kind", ["base", "layerwise", "lightweight"])
+def test_scores_of_half_precision_have_all_digits(kind, score):
+    """A logit in bfloat16 has three digits, and candidates that differ would tie."""
+    exact, half = (list(score(kind, "--dtype", name).values()) for name in ("float32", "bfloat16"))
+    assert half != exact
+    assert half == pytest.approx(exact, abs=0.05 * max(map(abs, exact)) + 0.02)
+    rounded = torch.tensor(half).bfloat16().float().tolist()
+    assert sum(one != other for one, other in zip(half, rounded, strict=True)) > len(half) / 2

@@ -316,25 +316,25 @@ def test_an_index_tells_its_recall(index, mine, source, rows, pool, pool_file, t
 
 
 def test_an_index_outlives_other_passages(mine, source, pool, pool_file, write_rows, tiny_words, tmp_path):
-    """It numbers passages by where they lie in shards, and the shards that came later lie between the others."""
-    words = [source, *QUICK, "--candidate-pool", pool_file, "--shard-size", 10]
-    for part in (pool[::3], pool[1::3], pool):
-        mine(
-            source,
-            *QUICK,
-            "--shard-size",
-            10,
-            "--candidate-pool",
-            write_rows([{"text": text} for text in part], "part"),
-        )
-    exact = mine(*words)
-    first = mine(*words, "--index", "Flat")
+    """It numbers passages by where they lie in shards: those that come later, or copies of them, change nothing."""
+    words = [source, *QUICK, "--candidate-pool", pool_file, "--shard-size", 10, "--keep-scores"]
+    exact = mine(*words, work="exact")
+    mine(source, *QUICK, "--shard-size", 10, "--candidate-pool", write_rows([{"text": t} for t in pool[::2]], "half"))
+    index = ["--index", "IVF4,Flat", "--index-parameters", "nprobe=4"]
+    found = [mine(*words, *index) for _ in range(2)]
     other = write_rows([{"text": text} for text in sentences(tiny_words, 60, seed=5)], "other")
     mine(source, *QUICK, "--candidate-pool", other, "--shard-size", 10)
-    again = mine(*words, "--index", "Flat")
-    for done in (first, again):
+    found.append(mine(*words, *index))
+    assert len(list((tmp_path / "work").glob("index-*.faiss"))) == 1, "it was built again for nothing"
+    # As if another run had encoded the same at the same time.
+    mine(source, *QUICK, "--candidate-pool", pool_file, "--shard-size", 33, work="beside")
+    (theirs,) = (tmp_path / "beside").glob("passages-*")
+    for path in theirs.glob("*.safetensors"):
+        shutil.copy(path, tmp_path / "work" / theirs.name)
+    found.append(mine(*words, *index))
+    for done in found:
         assert "100.0% of the" in done.stderr
-        assert done.rows == exact.rows
+        assert [row["neg"] for row in done.rows] == [row["neg"] for row in exact.rows]
 
 
 def test_a_full_disk_while_the_index_is_written(inside, words_of, source, pool_file, mine, tmp_path, monkeypatch):
@@ -413,6 +413,35 @@ def test_fuse_without_bm25s(inside, words_of, source, pool_file, monkeypatch):
     assert done.returncode == 1
     assert "--fuse needs bm25s" in done.stderr
     assert "pip install 'bgectl[bm25]'" in done.stderr
+
+
+# Lower ranks
+
+
+def test_lower_ranks_by_hand(mine, rows, source, pool, pool_file, tiny_bert):
+    """Rows with too few candidates in the range get the best of those below it that keep to the rule."""
+    done = mine(
+        source, "--candidate-pool", pool_file, "-n", 8, "--range", "1-12", "--sampling", "top", "--keep-scores",
+        "--positive-percent", 0.999, "--fill", "deeper",
+    )  # fmt: skip
+    vectors = embedder_of(tiny_bert)
+    queries, passages = vectors.encode_queries([row["query"] for row in rows]), vectors.encode_passages(pool)
+    deeper = bare = 0
+    for row, query in zip(done.rows, queries, strict=True):
+        scores = passages @ query
+        bound = 0.999 * (vectors.encode_passages(row["pos"]) @ query).min()
+        order = np.argsort(-scores, kind="stable")[1:120].tolist()
+        fine = [number for number in order if scores[number] < bound and same_text(pool[number]) not in forbidden(row)]
+        if not fine:
+            # Random ones, since training takes no row without a negative.
+            assert len(row["neg"]) == 8
+            bare += 1
+            continue
+        assert row["neg"] == [pool[number] for number in fine[:8]]
+        np.testing.assert_allclose(row["mined_neg_scores"], scores[fine[:8]], atol=1e-5)
+        deeper += not {*fine[:8]} <= {*order[:11]}
+    assert 5 < deeper < 25, "all rows, or none, had enough in the range, and this shows little"
+    assert f"{deeper + bare} rows had too few texts in the range" in done.stderr
 
 
 # What is no negative

@@ -74,10 +74,12 @@ class YesLogit(nn.Module):
     def __init__(self, model: Any, token: int) -> None:
         super().__init__()
         head = model.get_output_embeddings()
-        one = nn.Linear(head.in_features, 1, bias=head.bias is not None, dtype=head.weight.dtype)
-        one.weight = nn.Parameter(head.weight[token : token + 1].detach().clone(), requires_grad=False)
+        # In float32: the three digits of bfloat16 are too few to tell candidates apart.
+        one = nn.Linear(head.in_features, 1, bias=head.bias is not None)
+        one.weight = nn.Parameter(head.weight[token : token + 1].detach().clone().float(), requires_grad=False)
         if head.bias is not None:
-            one.bias = nn.Parameter(head.bias[token : token + 1].detach().clone(), requires_grad=False)
+            one.bias = nn.Parameter(head.bias[token : token + 1].detach().clone().float(), requires_grad=False)
+        one.register_forward_pre_hook(lambda _, given: (given[0].float(),))
         # What the model does to logits, such as a soft cap, it does to this one too.
         model.set_output_embeddings(one)
         self.model = model
@@ -104,7 +106,7 @@ class LayerHead(nn.Module):
     def forward(self, ids_NL: Tensor, mask_NL: Tensor, spans_N2: Tensor) -> Tensor:
         """See `Scoring`."""
         states_NLH = self.backbone(input_ids=ids_NL, attention_mask=mask_NL, use_cache=False).last_hidden_state
-        return nn.functional.linear(pool(states_NLH, mask_NL, "last_token"), self.head)[:, 0]
+        return nn.functional.linear(pool(states_NLH, mask_NL, "last_token").float(), self.head)[:, 0]
 
 
 class CompressedHead(nn.Module):
@@ -143,7 +145,8 @@ class CompressedHead(nn.Module):
                 states_NLH, attention_mask=masks[backbone.config.layer_types[number]],
                 position_embeddings=backbone.rotary_emb(states_NLH, positions), position_ids=positions,
             )  # fmt: skip
-        logits = nn.functional.linear(backbone.norm(pool(states_NLH, mask_NL, "last_token")), self.head)[:, 0]
+        last_NH = backbone.norm(pool(states_NLH, mask_NL, "last_token"))
+        logits = nn.functional.linear(last_NH.float(), self.head)[:, 0]
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
 
     def _masks(self, states_NLH: Tensor, mask_NL: Tensor) -> tuple[dict[str, Any], Tensor]:
@@ -309,7 +312,7 @@ def layer_head(name: str, hub: Hub, dtype: torch.dtype, cutoff: int | None, adap
     )  # fmt: skip
     backbone = GraniteModel.from_pretrained(name, config=config, dtype=dtype, **_plain(hub))
     _add(backbone, adapter, hub)
-    head = _heads(name, hub, cutoff - given["start_layer"]).to(dtype)
+    head = _heads(name, hub, cutoff - given["start_layer"])
     return LayerHead(backbone, head)
 
 
@@ -329,7 +332,7 @@ def compressed_head(
     backbone = Gemma2Model.from_pretrained(name, config=config, dtype=dtype, **_plain(hub))
     _add(backbone, adapter, hub)
     # The published model is scored by its first head, whichever layer is asked for.
-    head = _heads(name, hub, 0).to(dtype)
+    head = _heads(name, hub, 0)
     return CompressedHead(backbone, head, compress_layers, ratio, given.get("final_logit_softcapping"))
 
 
@@ -396,7 +399,7 @@ def _heads(name: str, hub: Hub, number: int) -> Tensor:
     key = f"lm_head.{number}.linear_head.weight"
     if weights is None or key not in weights.places:
         raise RunError(f"the files lack {key}", where=name)
-    return weights.get(key)
+    return weights.get(key).float()
 
 
 def _add(backbone: Any, adapter: str | None, hub: Hub) -> None:
