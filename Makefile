@@ -6,7 +6,7 @@ MODEL ?=
 RERANKER ?=
 PYTEST_ARGS ?=
 SLOW ?=
-# Test files run at a time, where the long runs are left out: a test computes on one thread.
+# Test files run at a time: a test computes on one thread.
 JOBS ?= 2
 
 .PHONY: help demo test lint format bench docs clean
@@ -28,7 +28,7 @@ demo: $(BIN)/.installed
 	$(BIN)/python example_data/demo.py $(if $(MODEL),--model "$(MODEL)") $(if $(RERANKER),--reranker "$(RERANKER)")
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest $(if $(SLOW),,-n $(JOBS) --dist loadfile -m "not slow") $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(SLOW),,-m "not slow") $(PYTEST_ARGS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
@@ -45,6 +45,7 @@ docs: $(BIN)/.installed
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/validate.py
 	$(BIN)/python benchmarks/mine.py
+	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/train.py
 
 clean:

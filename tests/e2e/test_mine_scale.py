@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from forked import in_processes, leavings, make_cross_encoder, make_m3, quick_collections, rows_of, sentences, shards
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -15,6 +16,8 @@ from bgectl import heads
 from bgectl.encode import load_embedder
 from bgectl.mine.lexical import Bm25, fuse
 from bgectl.mine.select import same_text
+from bgectl.models.hub import Hub
+from bgectl.models.rerankers import load_cross_encoder
 from bgectl.work.texts import digest_of
 
 
@@ -131,7 +134,7 @@ def test_three_processes_write_the_same_bytes(case, mine, words_of, source, pool
 
     def told(self, *arguments):
         with (tmp_path / "shares").open("a") as stream:
-            stream.write(f"{self.folder.name.split('-')[0]} {distributed.rank()} {digest_of(arguments[0].tobytes())}\n")
+            stream.write(f"{self.folder.name} {distributed.rank()} {digest_of(arguments[0].tobytes())}\n")
         return add(self, *arguments)
 
     monkeypatch.setattr(Vault, "add", told)
@@ -139,9 +142,10 @@ def test_three_processes_write_the_same_bytes(case, mine, words_of, source, pool
     assert codes == [0, 0, 0], said
     assert (tmp_path / "three.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     shares = [line.split() for line in (tmp_path / "shares").read_text().splitlines()]
-    assert len({(kind, shard) for kind, _, shard in shares}) == len(shares), "two processes computed the same"
+    assert len({(folder, shard) for folder, _, shard in shares}) == len(shares), "two processes computed the same"
     for kind in ("passages", "found", *(["scores"] if case == "judged" else [])):
-        assert {rank for own, rank, _ in shares if own == kind} == set("012"), f"{kind}: a process had nothing to do"
+        ranks = {rank for folder, rank, _ in shares if folder.startswith(kind)}
+        assert ranks == set("012"), f"{kind}: a process had nothing to do"
     assert {path.name for path in shards(tmp_path / "three")} == {path.name for path in shards(tmp_path / "one")}
     assert alone.encoded == 150 + 30 + 60
     assert "encoded 240 texts" in said[0]
@@ -173,6 +177,17 @@ def test_shards_do_not_decide_the_negatives(mine, source, pool_file, tmp_path):
         assert len(shards(tmp_path / f"work-{size}", ["passages"])) == {7: 30, 100: 3, None: 1}[size]
     assert found[7].rows == found[100].rows == found[None].rows
     assert found[7].stderr.count("30 rows") == found[None].stderr.count("30 rows")
+
+
+@pytest.mark.parametrize("case", ["plain", "rule", "judged"])
+def test_chunks_of_rows_do_not_decide_the_negatives(case, mine, source, pool_file, judge, monkeypatch):
+    """Rows are looked at some at a time; each is drawn for by its place in the whole file."""
+    from bgectl.mine import run
+
+    more = [judge if word == "JUDGE" else word for word in CASES[case] if word != "--keep-scores"]
+    whole = mine(source, *QUICK, "--candidate-pool", pool_file, *more)
+    monkeypatch.setattr(run, "ROWS", 7)
+    assert mine(source, *QUICK, "--candidate-pool", pool_file, *more).rows == whole.rows
 
 
 def test_a_work_folder_of_other_shards_serves_too(mine, source, pool_file):
@@ -286,9 +301,15 @@ def test_no_keep_work_spares_what_others_kept(mine, source, pool_file, tmp_path,
 )
 def test_an_index_that_misses_nothing_is_exact(index, more, mine, source, pool_file, tmp_path):
     words = [source, *QUICK, "--candidate-pool", pool_file, "--shard-size", 40, *more]
-    mine(*words, out="exact.jsonl")
+    exact = mine(*words, out="exact.jsonl")
     done = mine(*words, "--index", *index, out="index.jsonl")
-    assert (tmp_path / "index.jsonl").read_bytes() == (tmp_path / "exact.jsonl").read_bytes()
+    if "--keep-scores" not in more:
+        assert (tmp_path / "index.jsonl").read_bytes() == (tmp_path / "exact.jsonl").read_bytes()
+    for one, other in zip(done.rows, exact.rows, strict=True):
+        assert one["neg"] == other["neg"]
+        # Their last digit hangs on how many products are computed together.
+        scores = [row.get("mined_neg_scores", []) for row in (one, other)]
+        np.testing.assert_allclose(*np.array(scores, dtype=np.float64), atol=2e-6)
     assert "100.0% of the" in done.stderr
     assert "measured with 30 queries" in done.stderr
 
@@ -442,6 +463,28 @@ def test_lower_ranks_by_hand(mine, rows, source, pool, pool_file, tiny_bert):
         deeper += not {*fine[:8]} <= {*order[:11]}
     assert 5 < deeper < 25, "all rows, or none, had enough in the range, and this shows little"
     assert f"{deeper + bare} rows had too few texts in the range" in done.stderr
+
+
+def test_a_cross_encoder_by_hand(mine, rows, source, pool, pool_file, tiny_bert, judge):
+    """It ranks those of the range, and those alone."""
+    done = mine(
+        source, "--candidate-pool", pool_file, "-n", 5, "--range", "4-16", "--sampling", "top", "--keep-scores",
+        "--cross-encoder", judge,
+    )  # fmt: skip
+    vectors = embedder_of(tiny_bert)
+    table = vectors.encode_queries([row["query"] for row in rows]) @ vectors.encode_passages(pool).T
+    reader = load_cross_encoder(
+        judge, hub=Hub(), devices=[torch.device("cpu")], dtype=torch.float32, query_max_length=None, max_length=512,
+        batch_tokens=2048, batch_size=3000,
+    )  # fmt: skip
+    for row, scores in zip(done.rows, table, strict=True):
+        range_ = [pool[number] for number in np.argsort(-scores, kind="stable")[4:16]]
+        fine = [text for text in range_ if same_text(text) not in forbidden(row)]
+        logits = dict(zip(fine, reader.score([(row["query"], text) for text in fine]).tolist(), strict=True))
+        assert row["neg"] == sorted(fine, key=lambda text: -logits[text])[:5]
+        np.testing.assert_allclose(row["mined_neg_scores"], [logits[text] for text in row["neg"]], atol=1e-5)
+        own = reader.score([(row["query"], text) for text in row["pos"]])
+        np.testing.assert_allclose(row["mined_pos_scores"], own, atol=1e-5)
 
 
 # What is no negative

@@ -287,6 +287,15 @@ def test_a_write_that_goes_on_is_left_alone(tmp_path):
     assert (kept.get(numbers) == values_of(numbers)).all()
 
 
+def test_a_shard_appears_whole(tmp_path, monkeypatch):
+    """What was flushed to the disk is what stands there then: a reader never meets a part of it."""
+    flushed = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (flushed.append(os.fstat(file)), sync(file)))
+    vault.put(tmp_path / "shard", b"x" * 5000)
+    assert [(found.st_ino, found.st_size) for found in flushed] == [((tmp_path / "shard").stat().st_ino, 5000)]
+
+
 def test_processes_of_two_machines_with_the_same_number(tmp_path, monkeypatch):
     """In containers process numbers repeat; both write the same file at the same time."""
     monkeypatch.setattr(os, "getpid", lambda: 7)

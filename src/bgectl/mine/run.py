@@ -34,6 +34,7 @@ from bgectl.options.mine import MineOptions, ranks
 from bgectl.report import Report, rounded
 from bgectl.score.pairs import Pair, PairTeacher, pair_teacher
 from bgectl.work.folder import run_folder, work_folder
+from bgectl.work.rows import write_together
 from bgectl.work.texts import Numbers, encoded, hash_of
 
 ROWS = 2_000
@@ -55,19 +56,11 @@ def run(options: MineOptions) -> None:
         jsonl.check_target(options.report)
     with distributed.together(), run_folder(work := work_folder(options.work_folder, options.output_file)) as folder:
         mining = Mining(options, work, folder)
-        report = mining.report
-        writing = jsonl.replace_file(options.output_file) if distributed.rank() == 0 else None
-        if writing is None:
-            for _ in mining.rows():
-                pass
-        else:
-            with writing as stream:
-                for row in mining.rows():
-                    stream.write(jsonl.dump(row) + b"\n")
-        distributed.wait()
+        mining.search()
+        write_together(options.output_file, mining.rows())
         if distributed.rank() == 0:
             mining.finish(time.monotonic() - started)
-            report.show(mining.judge)
+            mining.report.show(mining.judge)
             mining.tell()
             if options.report is not None:
                 mining.write(options.report)
@@ -140,7 +133,8 @@ class Mining:
         self._shingles = lru_cache(50_000)(shingles)
         self.space: Space | None = None
         self.finder: DenseFinder | HeadsFinder
-        self.found, self.deep = self._search()
+        self.found: Found
+        self.deep: Found | None = None
 
     def _read(self, folder: Path) -> Inputs:
         options = self.options
@@ -151,7 +145,7 @@ class Mining:
         source = distributed.from_first(str(inputs.source) if distributed.rank() == 0 else None)
         return inputs if distributed.rank() == 0 else open_inputs(Path(source), folder)
 
-    def _search(self) -> tuple[Found, Found | None]:
+    def search(self) -> None:
         """Encode what is missing, score the positives, and find the candidates of every query."""
         options, inputs = self.options, self.inputs
         files = distributed.from_first(
@@ -178,10 +172,10 @@ class Mining:
         self.positive_scores = scorer(inputs.pair_query, inputs.pair_passage) if self.cross is None else None
         with self.report.stage("searching", "queries") as stage:
             stage.amount = len(inputs.queries)
-            found = self.finder.find(np.arange(len(inputs.queries)), self.high)
-            deep = self._deeper(found) if options.fill == "deeper" and self.high < len(inputs.pool) else None
+            self.found = self.finder.find(np.arange(len(inputs.queries)), self.high)
+            if options.fill == "deeper" and self.high < len(inputs.pool):
+                self.deep = self._deeper(self.found)
         self.embedder.close()
-        return found, deep
 
     def _deeper(self, found: Found) -> Found | None:
         """Lower ranks for the queries whose range has too few candidates."""

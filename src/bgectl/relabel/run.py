@@ -19,13 +19,12 @@ from bgectl.data.rows import Row
 from bgectl.errors import DataError
 from bgectl.manifest import read_manifest, write_manifest
 from bgectl.mine.select import same_text
-from bgectl.models.encoder import quiet_libraries
 from bgectl.options.relabel import RelabelOptions
 from bgectl.report import Report
 from bgectl.score.pairs import Pairs, Scores
-from bgectl.score.run import check_rows, has_scores, own_scores, scored_rows, spooled
+from bgectl.score.run import has_scores, own_scores, scored_rows
 from bgectl.score.teacher import Scored, open_teacher
-from bgectl.work.folder import run_folder, work_folder
+from bgectl.work.rows import rows_at_work, write_together
 
 
 def run(options: RelabelOptions) -> None:
@@ -37,30 +36,19 @@ def run(options: RelabelOptions) -> None:
         RunError: The teacher cannot be loaded, a score is not finite, or the disk is full.
     """
     started = time.monotonic()
-    jsonl.check_target(options.output_file)
     if options.report is not None:
         jsonl.check_target(options.report)
-    quiet_libraries()
-    work = work_folder(options.work_folder, options.output_file)
-    with distributed.together(), run_folder(work) as folder:
-        source = spooled(options.input_file, folder)
-        check_rows(source)
+    with rows_at_work(options.input_file, options.output_file, options.work_folder) as (source, work):
         name = options.reranker_name_or_path
         teacher = None if name is None else open_teacher(options, name, work)
         relabelling = Relabelling(options, teacher)
-        rows = relabelling.rows(source)
+        write_together(options.output_file, relabelling.rows(source))
         if distributed.rank() == 0:
-            jsonl.write_objects(options.output_file, rows)
             # The scores stay those of their teacher, and so does what `score --only-missing` goes by.
             facts = teacher.facts if teacher else scores_of_manifest(options.input_file)
             write_manifest(options.output_file, "relabel", {"input_file": options.input_file}, {
                 **facts, "relabel": options.model_dump(mode="json", include=RULE),
             })  # fmt: skip
-        else:
-            for _ in rows:
-                pass
-        distributed.wait()
-        if distributed.rank() == 0:
             relabelling.tell(time.monotonic() - started)
         if teacher is not None and not options.keep_work:
             teacher.teacher.forget()

@@ -16,13 +16,12 @@ import numpy as np
 
 from bgectl import console, distributed, jsonl
 from bgectl.data.rows import Row, read_rows
-from bgectl.errors import DataError, UsageError
+from bgectl.errors import UsageError
 from bgectl.manifest import read_manifest, write_manifest
-from bgectl.models.encoder import quiet_libraries
 from bgectl.options.score import ScoreOptions
 from bgectl.score.pairs import Pair, Pairs, Scores
 from bgectl.score.teacher import Scored, open_teacher
-from bgectl.work.folder import run_folder, work_folder
+from bgectl.work.rows import rows_at_work, write_together
 
 ROWS = 16_384
 """Rows scored together: their texts are in memory."""
@@ -37,48 +36,17 @@ def run(options: ScoreOptions) -> None:
         RunError: The teacher cannot be loaded, a score is not finite, or the disk is full.
     """
     started = time.monotonic()
-    jsonl.check_target(options.output_file)
-    quiet_libraries()
-    work = work_folder(options.work_folder, options.output_file)
-    with distributed.together(), run_folder(work) as folder:
-        source = spooled(options.input_file, folder)
-        check_rows(source)
+    with rows_at_work(options.input_file, options.output_file, options.work_folder) as (source, work):
         teacher = open_teacher(options, options.reranker_name_or_path, work)
         if options.only_missing:
             refuse_other_teacher(options, teacher)
         scoring = Scoring(options, teacher)
-        rows = scoring.rows(source)
+        write_together(options.output_file, scoring.rows(source))
         if distributed.rank() == 0:
-            jsonl.write_objects(options.output_file, rows)
             write_manifest(options.output_file, "score", {"input_file": options.input_file}, teacher.facts)
-        else:
-            for _ in rows:
-                pass
-        distributed.wait()
         scoring.tell(time.monotonic() - started)
         if not options.keep_work:
             teacher.teacher.forget()
-
-
-def spooled(path: Path, folder: Path) -> Path:
-    """The input as a file that can be read again, and by all processes; stdin is written to one."""
-    if str(path) != "-":
-        return path
-    target = folder / "rows.jsonl"
-    if distributed.rank() == 0:
-        jsonl.write_objects(target, (row.raw for _, row in read_rows(path)))
-    distributed.wait()
-    return target
-
-
-def check_rows(source: Path) -> None:
-    """Find a defective row before the teacher is loaded and hours are spent.
-
-    Raises:
-        DataError: Names it, or there is no row.
-    """
-    if not sum(1 for _ in read_rows(source)):
-        raise DataError("holds no rows", where=str(source))
 
 
 def refuse_other_teacher(options: ScoreOptions, teacher: Scored) -> None:
