@@ -30,22 +30,28 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def write_manifest(path: Path, command: str, inputs: Mapping[str, Path], facts: Mapping[str, Any]) -> None:
+def described(inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """The inputs of a command, by option, with digests of those that are files: to be asked for before an output takes
+    the place of one.
+    """
+    return {
+        name: {"path": str(source), "blake2b": file_digest(source)} if source.is_file() else {"path": str(source)}
+        for name, source in inputs.items()
+    }
+
+
+def write_manifest(path: Path, command: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Write the manifest of a file; of what is no file (a pipe, stdout) there is none.
 
     Args:
         path: The output.
         command: What made it.
-        inputs: What it was made from, by option.
+        inputs: What it was made from; see `described`.
         facts: What else decided its contents.
     """
     if str(path) == "-" or (path.exists() and not path.is_file()):
         return
-    read = {
-        name: {"path": str(source), "blake2b": file_digest(source)} if source.is_file() else {"path": str(source)}
-        for name, source in inputs.items()
-    }
-    said = {"command": f"bgectl {command}", "bgectl": __version__, **versions(), "inputs": read, **facts}
+    said = {"command": f"bgectl {command}", "bgectl": __version__, **versions(), "inputs": inputs, **facts}
     with replace_file(manifest_of(path)) as stream:
         stream.write((json.dumps(said, indent=2, ensure_ascii=False, default=str) + "\n").encode())
 

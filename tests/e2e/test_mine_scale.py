@@ -605,6 +605,13 @@ def test_m3_is_the_hybrid_score(weights, mine, rows, write_rows, pool, pool_file
     assert "Scores (hybrid)" in done.stderr
 
 
+def test_many_queries_of_m3_lie_in_several_shards(mine, source, pool_file, m3, tmp_path, monkeypatch):
+    words = [source, *QUICK, "--candidate-pool", pool_file, "--mode", "m3"]
+    whole = mine(*words, model=m3, work="whole")
+    monkeypatch.setattr("bgectl.mine.by_heads.SHARD", 7)
+    assert mine(*words, model=m3, work="cut").rows == whole.rows
+
+
 def test_m3_in_three_processes(mine, words_of, source, pool_file, m3, tmp_path):
     words = [source, *QUICK, "--candidate-pool", pool_file, "--shard-size", 11, "--mode", "m3", "--keep-scores",
              "--preset", "positive-aware"]  # fmt: skip

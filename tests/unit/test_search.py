@@ -1,7 +1,10 @@
 """Search, fusion and BM25 against their definitions, ties included."""
 
 import math
+import multiprocessing
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bgectl.mine.found import Found, in_use, kept
 from bgectl.mine.lexical import Bm25, fuse
 from bgectl.mine.space import search
 from bgectl.report import SUSPICIOUS, Report, Worst, rank_groups
 from bgectl.topk import Best
+from bgectl.work.vault import Vault
 
 
 def ranked(scores, depth):
@@ -110,6 +115,48 @@ def test_search_without_passages():
     numbers, scores = search(iter(()), np.ones((3, 4), dtype=np.float32), 2)
     assert (numbers == -1).all()
     assert (scores == -np.inf).all()
+
+
+# What was found
+
+
+@given(tables())
+@settings(deadline=None, max_examples=20)
+def test_found_comes_back_as_it_was(scores):
+    """Ranks and scores to the bit, also where there are no more."""
+    numbers, best = ranked(scores + np.float32(1 / 3), scores.shape[1] + 2)
+    hashes = np.arange(len(scores), dtype=np.uint64) + 7
+    with tempfile.TemporaryDirectory() as folder:
+        vault = Vault(Path(folder) / "found", {})
+        vault.add(hashes, kept(numbers, best))
+        vault.refresh()
+        order = np.arange(len(scores))[::-1]
+        got = Found(vault, hashes, None).of(order)
+    assert np.array_equal(got[0], numbers[order])
+    assert np.array_equal(got[1], best[order])
+
+
+def test_what_another_run_uses_is_not_deleted(tmp_path):
+    """Two runs that ask the same share what is found; the one that ends first leaves it to the other."""
+    vault = Vault(tmp_path / "found", {})
+    vault.add(np.ones(1, dtype=np.uint64), np.zeros((1, 2, 3), dtype=np.int32))
+    here, there = multiprocessing.Pipe()
+
+    def other():
+        found = Found(vault, vault.hashes, in_use(vault))
+        there.send("in use")
+        there.recv()
+        found.forget()
+
+    process = multiprocessing.get_context("fork").Process(target=other)
+    process.start()
+    assert here.poll(30)
+    Found(vault, vault.hashes, in_use(vault)).forget()
+    assert list(vault.folder.glob("*.safetensors")), "what the other needs is gone"
+    here.send("go on")
+    process.join(30)
+    assert process.exitcode == 0
+    assert not vault.folder.exists(), "nobody deletes it"
 
 
 # Fusion
@@ -229,9 +276,9 @@ def test_the_most_suspicious_are_kept():
     above = sorted(((np.nanmax(theirs) - own.max(), number) for number, own, theirs in rows), reverse=True)[:20]
     below = sorted(((np.nanmean(theirs) - own.min(), number) for number, own, theirs in rows), reverse=True)[:20]
     assert SUSPICIOUS == 20
-    for kept, expected in ((report.false_negatives.all, above), (report.wrong_positives.all, below)):
-        assert [suspect.row for suspect in kept] == [number for _, number in expected]
-        assert [suspect.excess for suspect in kept] == pytest.approx([excess for excess, _ in expected], abs=1e-6)
+    for worst, expected in ((report.false_negatives.all, above), (report.wrong_positives.all, below)):
+        assert [suspect.row for suspect in worst] == [number for _, number in expected]
+        assert [suspect.excess for suspect in worst] == pytest.approx([excess for excess, _ in expected], abs=1e-6)
     for suspect in report.false_negatives.all:
         _, own, theirs = rows[suspect.row - 1]
         assert suspect.query == f"q{suspect.row}"

@@ -12,8 +12,10 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run_distributed
 
 from bgectl.errors import RunError
 from bgectl.work import texts, vault
@@ -337,6 +339,34 @@ def test_fill_computes_what_is_missing_once(known, asked, shard, sized):
         assert computed == [wanted[start : start + shard] for start in range(0, len(wanted), shard)]
         assert count == len(wanted)
         assert (kept.get(uint(asked)) == values_of(uint(asked))).all()
+
+
+def fill_together(rank, folder):
+    """Two processes of which the second saw what another run wrote a moment ago; returns what each computed."""
+    kept = Vault(folder / "v", {})
+    if rank:
+        kept.add(uint(range(4)), values_of(uint(range(4))))
+        kept.refresh()
+    torch.distributed.barrier()
+    wanted, computed = uint(range(10)), []
+
+    def compute(places, advance):
+        computed.extend(places.tolist())
+        return values_of(wanted[places]), {}
+
+    fill(kept, wanted[:4], 2, compute, "Testing", "texts")
+    fill(kept, wanted, 2, compute, "Testing", "texts")
+    assert (kept.get(wanted) == values_of(wanted)).all()
+    return computed
+
+
+def test_processes_that_see_different_shards_agree(tmp_path):
+    """Another run may write to the folder while this one starts: all processes share out the same work, and none waits
+    for a piece that nobody has.
+    """
+    first, second = run_distributed(fill_together, 2, tmp_path, tmp_path)
+    assert sorted([*first, *second])[-6:] == [4, 5, 6, 7, 8, 9]
+    assert len(set(first) & set(second)) == 0
 
 
 @given(st.integers(0, 5_000), st.integers(1, 3_000), st.integers(1, 300), st.integers(1, 9))

@@ -63,9 +63,7 @@ class HeadsFinder:
         about = self._about | {"depth": depth, "asked": digest_of(asked.tobytes())}
         vault = open_vault(self._work, "found", about | {"pool": digest_of(pool.hashes.tobytes())})
         lock = in_use(vault)
-        missing = len(vault.missing(asked))
-        distributed.wait()
-        if missing:
+        if distributed.from_first(len(vault.missing(asked))):
             pieces = [(start, min(start + self._shard, len(pool))) for start in range(0, len(pool), self._shard)]
             # Inside of what is found, so that it goes with it if this process is killed before it deletes it.
             parts = open_vault(vault.folder, "parts", about)
@@ -76,10 +74,14 @@ class HeadsFinder:
                     part = parts.get(np.array([name], dtype=np.uint64))[0]
                     numbers, scores = part[:, 0].astype(np.int64), np.ascontiguousarray(part[:, 1]).view(np.float32)
                     best.take(np.where(numbers >= 0, numbers + start, -1), scores)
-                vault.add(asked, kept(best.indices, best.scores))
+                numbers, scores = best.indices, best.scores
+                # Not all in one shard, which each look-up would read as a whole.
+                for start in range(0, len(asked), SHARD):
+                    part = slice(start, start + SHARD)
+                    vault.add(asked[part], kept(numbers[part], scores[part]))
             distributed.wait()
-            wait_for(vault, asked)
             delete([parts])
+        wait_for(vault, asked)
         return Found(vault, self.inputs.queries.hashes, lock)
 
     def _search_pieces(self, parts: Vault, pieces: Sequence[tuple[int, int]], queries: Numbers, depth: int) -> Hashes:

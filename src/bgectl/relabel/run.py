@@ -17,7 +17,7 @@ import numpy as np
 from bgectl import console, distributed, jsonl
 from bgectl.data.rows import Row
 from bgectl.errors import DataError
-from bgectl.manifest import read_manifest, write_manifest
+from bgectl.manifest import described, read_manifest, write_manifest
 from bgectl.mine.select import same_text
 from bgectl.options.relabel import RelabelOptions
 from bgectl.report import Report
@@ -42,11 +42,13 @@ def run(options: RelabelOptions) -> None:
         name = options.reranker_name_or_path
         teacher = None if name is None else open_teacher(options, name, work)
         relabelling = Relabelling(options, teacher)
+        inputs = described({"input_file": options.input_file}) if distributed.rank() == 0 else {}
+        told = scores_of_manifest(options.input_file)
         write_together(options.output_file, relabelling.rows(source))
         if distributed.rank() == 0:
             # The scores stay those of their teacher, and so does what `score --only-missing` goes by.
-            facts = teacher.facts if teacher else scores_of_manifest(options.input_file)
-            write_manifest(options.output_file, "relabel", {"input_file": options.input_file}, {
+            facts = teacher.facts if teacher else told
+            write_manifest(options.output_file, "relabel", inputs, {
                 **facts, "relabel": options.model_dump(mode="json", include=RULE),
             })  # fmt: skip
             relabelling.tell(time.monotonic() - started)

@@ -17,7 +17,7 @@ import numpy as np
 from bgectl import console, distributed, jsonl
 from bgectl.data.rows import Row, read_rows
 from bgectl.errors import UsageError
-from bgectl.manifest import read_manifest, write_manifest
+from bgectl.manifest import described, read_manifest, write_manifest
 from bgectl.options.score import ScoreOptions
 from bgectl.score.pairs import Pair, Pairs, Scores
 from bgectl.score.teacher import Scored, open_teacher
@@ -41,9 +41,10 @@ def run(options: ScoreOptions) -> None:
         if options.only_missing:
             refuse_other_teacher(options, teacher)
         scoring = Scoring(options, teacher)
+        inputs = described({"input_file": options.input_file}) if distributed.rank() == 0 else {}
         write_together(options.output_file, scoring.rows(source))
         if distributed.rank() == 0:
-            write_manifest(options.output_file, "score", {"input_file": options.input_file}, teacher.facts)
+            write_manifest(options.output_file, "score", inputs, teacher.facts)
         scoring.tell(time.monotonic() - started)
         if not options.keep_work:
             teacher.teacher.forget()

@@ -56,6 +56,7 @@ class Vault:
         self.hashes: Hashes = np.empty(0, dtype=np.uint64)
         self._shard = np.empty(0, dtype=np.int32)
         self._row = np.empty(0, dtype=np.int32)
+        self._places = Places(self.hashes)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             sweep_parts(folder)
@@ -81,6 +82,8 @@ class Vault:
             shards.append(np.full(len(theirs), len(self._files), dtype=np.int32))
             rows.append(np.arange(len(theirs), dtype=np.int32))
             self._files.append(path)
+        if len(hashes) == 1:
+            return
         # In the order of their names, whenever they were found: what is numbered by it is the same in the next run.
         order = sorted(range(len(self._files)), key=lambda number: self._files[number].name)
         self._files = [self._files[number] for number in order]
@@ -178,18 +181,16 @@ def fill(
     Raises:
         RunError: The disk is full, or other machines' shards cannot be seen.
     """
-    missing = vault.missing(hashes)
-    # Who finishes a shard before another has looked would change what that one finds missing.
-    distributed.wait()
-    if not len(missing):
-        return 0
+    # What the first finds missing: another run may have written a shard before the others looked.
+    missing: Numbers = distributed.from_first(vault.missing(hashes))
     units = [missing[start : start + shard] for start in range(0, len(missing), shard)]
     own = units[distributed.rank() :: distributed.world()]
     total = sum(map(len, own)) if sizes is None else sum(sizes[int(place)] for places in own for place in places)
-    with console.progress(label, total, unit) as advance:
-        for places in own:
-            values, note = compute(places, advance)
-            vault.add(hashes[places], values, note)
+    if own:
+        with console.progress(label, total, unit) as advance:
+            for places in own:
+                values, note = compute(places, advance)
+                vault.add(hashes[places], values, note)
     distributed.wait()
     wait_for(vault, hashes)
     return len(missing)
