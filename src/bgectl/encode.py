@@ -287,6 +287,8 @@ class Embedder:
 
     def close(self) -> None:
         """Give the weights' memory back; they are loaded again where they are asked for again."""
+        if not self._encoders:
+            return
         self._encoders = []
         gc.collect()
         if torch.cuda.is_available():

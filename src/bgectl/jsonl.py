@@ -6,13 +6,11 @@ target and renamed into place, so a reader never sees half a file and a failure 
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import os
 import stat
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from typing import IO, Any, cast
 
 import orjson
 
+from bgectl.atomic import sweep_parts, written_beside
 from bgectl.errors import DataError, RunError, UsageError
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst")
@@ -205,24 +204,14 @@ def replace_file(target: Path) -> Iterator[IO[bytes]]:
             yield stream
         return
     place = Path(os.path.realpath(target))
+    sweep_parts(place.parent, place.name)
     try:
-        handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name[:200]}.", suffix=".part")
-    except OSError as problem:
-        raise RunError(f"cannot be written: {problem.strerror}", where=str(target)) from problem
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb", buffering=1 << 20) as raw:
-            with _compressed(raw, target) as stream:
+        with written_beside(place) as temporary:
+            with temporary.open("wb", buffering=1 << 20) as raw, _compressed(raw, target) as stream:
                 yield stream
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.chmod(temporary, _default_mode(target))
-        temporary.replace(place)
+            temporary.chmod(_default_mode(target))
     except OSError as problem:
         raise RunError(f"cannot be written: {problem.strerror or problem}", where=str(target)) from problem
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def check_target(target: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -86,7 +87,13 @@ def tell(failures: Mapping[int, Any]) -> int:
     """
     told = {rank: failure.error_file_data.get("bgectl") for rank, failure in failures.items()}
     own = {rank: said for rank, said in told.items() if said}
-    if own:
+    # SIGTERM is what the launcher ends the others by.
+    killed = {
+        rank for rank, failure in failures.items() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+    }
+    if killed and all(said["lost_connection"] for said in own.values()):
+        failures = {rank: failures[rank] for rank in killed}
+    elif own:
         # When one process fails, the others lose their connection to it and fail too, a little later.
         rank, said = min(own.items(), key=lambda item: (item[1]["lost_connection"], item[1]["time"]))
         console.error(said["message"], hint=said["hint"])

@@ -1,8 +1,12 @@
 """Reading keeps lines and places; writing leaves either the whole new file or what was there."""
 
+import fcntl
 import gzip
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -148,3 +152,26 @@ def test_reading_what_is_not_there(tmp_path):
 )
 def test_stem(name, stem, tmp_path):
     assert jsonl.dataset_stem(tmp_path / name) == stem
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    """Half an output of hours stays beside it otherwise; what another process is still writing is left alone."""
+    target = tmp_path / "out.jsonl"
+    code = """
+import os, pathlib, signal, sys
+from bgectl.jsonl import replace_file
+with replace_file(pathlib.Path(sys.argv[1])) as stream:
+    stream.write(b"half")
+    stream.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    [left] = tmp_path.glob(".*.part")
+    other = tmp_path / ".out.jsonl.other.part"
+    with other.open("wb") as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        jsonl.write_objects(target, [{"a": 1}])
+        assert not left.exists(), "what was left stays"
+        assert other.exists(), "what another process writes was taken from it"
+    assert target.read_bytes() == b'{"a":1}\n'

@@ -150,12 +150,15 @@ def test_what_another_run_uses_is_not_deleted(tmp_path):
 
     process = multiprocessing.get_context("fork").Process(target=other)
     process.start()
-    assert here.poll(30)
-    Found(vault, vault.hashes, in_use(vault)).forget()
-    assert list(vault.folder.glob("*.safetensors")), "what the other needs is gone"
-    here.send("go on")
-    process.join(30)
-    assert process.exitcode == 0
+    try:
+        assert here.poll(30)
+        Found(vault, vault.hashes, in_use(vault)).forget()
+        assert list(vault.folder.glob("*.safetensors")), "what the other needs is gone"
+        here.send("go on")
+        process.join(30)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
     assert not vault.folder.exists(), "nobody deletes it"
 
 

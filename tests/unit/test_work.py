@@ -343,18 +343,18 @@ def test_fill_computes_what_is_missing_once(known, asked, shard, sized):
 
 def fill_together(rank, folder):
     """Two processes of which the second saw what another run wrote a moment ago; returns what each computed."""
+    vault.SECONDS_TO_SHOW = 2
     kept = Vault(folder / "v", {})
-    if rank:
-        kept.add(uint(range(4)), values_of(uint(range(4))))
-        kept.refresh()
     torch.distributed.barrier()
+    if rank:
+        kept.add(uint([0, 1]), values_of(uint([0, 1])))
+        kept.refresh()
     wanted, computed = uint(range(10)), []
 
     def compute(places, advance):
         computed.extend(places.tolist())
         return values_of(wanted[places]), {}
 
-    fill(kept, wanted[:4], 2, compute, "Testing", "texts")
     fill(kept, wanted, 2, compute, "Testing", "texts")
     assert (kept.get(wanted) == values_of(wanted)).all()
     return computed
@@ -365,8 +365,8 @@ def test_processes_that_see_different_shards_agree(tmp_path):
     for a piece that nobody has.
     """
     first, second = run_distributed(fill_together, 2, tmp_path, tmp_path)
-    assert sorted([*first, *second])[-6:] == [4, 5, 6, 7, 8, 9]
-    assert len(set(first) & set(second)) == 0
+    assert set(first) | set(second) >= set(range(2, 10))
+    assert not set(first) & set(second), "both computed the same"
 
 
 @given(st.integers(0, 5_000), st.integers(1, 3_000), st.integers(1, 300), st.integers(1, 9))

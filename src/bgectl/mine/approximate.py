@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bgectl import console, distributed
+from bgectl.atomic import written_beside
 from bgectl.encode import Vectors
 from bgectl.errors import RunError, UsageError
 from bgectl.mine.found import Scores
@@ -19,7 +20,7 @@ from bgectl.mine.space import Space
 from bgectl.models.encoder import load_config
 from bgectl.models.hub import Hub
 from bgectl.work.texts import Numbers, digest_of
-from bgectl.work.vault import unusable, written_beside
+from bgectl.work.vault import unusable
 
 MISSING = "pip install 'bgectl[cpu]' (or 'bgectl[gpu]' on a machine with CUDA)"
 TRAINED_ON = 262_144

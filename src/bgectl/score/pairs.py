@@ -125,9 +125,14 @@ class EmbedderTeacher:
     def __init__(self, embedder: Embedder, files: str, work: Path, shard: int = SHARD) -> None:
         self.embedder = embedder
         self.scored = 0
-        self.cut = 0
+        self._cut: dict[tuple[str, str], str] = {}
         self._shard = shard
         self._passages, self._queries = open_spaces(embedder, files, work)
+
+    @property
+    def cut(self) -> int:
+        """Texts that were cut to their length, in the shards that were looked at."""
+        return sum(int(note or 0) for note in self._cut.values())
 
     def of(self, pairs: Pairs) -> Scores:
         """(P,) inner products; all processes call this together."""
@@ -147,6 +152,9 @@ class EmbedderTeacher:
 
         self.scored += fill(self._passages.vault, passages, self._shard, of_passages, "Encoding passages", "texts")
         self.scored += fill(self._queries.vault, asked, self._shard, of_queries, "Encoding queries", "texts")
+        for kept, hashes in ((self._passages, passages), (self._queries, asked)):
+            notes = kept.vault.notes(hashes, "cut")
+            self._cut |= {(str(kept.vault.folder), shard): note for shard, note in notes.items()}
         queries, place = np.unique(asked, return_inverse=True)
         vectors = np.ascontiguousarray(self._queries.vault.get(queries), dtype=np.float32)
         return scores_at(self._passages.vault, passages, vectors, place)

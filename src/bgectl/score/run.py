@@ -123,7 +123,8 @@ class Scoring:
         if self.pairs > teacher.teacher.scored and teacher.kind != "embedder":
             console.info(f"{self.pairs - teacher.teacher.scored:,} of them had been scored before")
         if teacher.teacher.cut:
-            console.warn(f"{teacher.teacher.cut:,} pairs were cut to their length")
+            what = "texts" if teacher.kind == "embedder" else "pairs"
+            console.warn(f"{teacher.teacher.cut:,} {what} were cut to their length")
         if self.above:
             console.warn(
                 f"in {self.above:,} rows the teacher puts a negative above every positive: likely false negatives"

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bgectl import distributed
+from bgectl.atomic import put, sweep_parts
 from bgectl.errors import Interrupted
 from bgectl.work.texts import digest_of
-from bgectl.work.vault import Vault, put, sweep_parts, unusable
+from bgectl.work.vault import Vault, unusable
 
 NAME = ".bgectl"
 LOCK = "lock"

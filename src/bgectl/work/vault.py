@@ -7,10 +7,7 @@ again, and neither does a run whose texts are others but for a few.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from bgectl import console, distributed
+from bgectl.atomic import put, sweep_parts
 from bgectl.errors import RunError
 from bgectl.work.texts import Hashes, Numbers, Places, Seen, digest_of
 
@@ -234,45 +232,6 @@ def opened(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError) as problem:
         hint = "delete it: what was in it is computed again"
         raise RunError(f"is damaged: {problem}", where=str(path), hint=hint) from problem
-
-
-@contextlib.contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """A file to write that is then renamed to `path`; nothing is left where that fails.
-
-    It is locked as long, so that `sweep_parts` can tell what a process that was killed left.
-    """
-    while True:
-        # Not the process's number: on several machines, or in containers, it repeats.
-        beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PART}")
-        stream = beside.open("xb")
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        if os.fstat(stream.fileno()).st_nlink:
-            break
-        # Swept between the two.
-        stream.close()
-    with stream:
-        try:
-            yield beside
-            os.fsync(stream.fileno())
-            beside.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-
-
-def put(path: Path, data: bytes) -> None:
-    """Write a file beside and rename it into place; nothing is left where that fails."""
-    with written_beside(path) as beside:
-        beside.write_bytes(data)
-
-
-def sweep_parts(folder: Path) -> None:
-    """Delete what processes that were killed had not written to the end: nobody holds its lock."""
-    for left in folder.glob(f".*{PART}"):
-        with contextlib.suppress(OSError), left.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
 
 
 def unusable(path: Path, problem: OSError) -> RunError:
