@@ -1,6 +1,26 @@
-"""Toy training rows for the commands."""
+"""Toy training rows for the commands, and tiny models that score."""
 
 import pytest
+from forked import make_cross_encoder, make_m3, quick_collections
+
+
+@pytest.fixture(scope="module")
+def quick_runs():
+    """For files of many short runs."""
+    with quick_collections():
+        yield
+
+
+@pytest.fixture(scope="session")
+def judge(tiny_bert, tmp_path_factory):
+    """A cross-encoder."""
+    return make_cross_encoder(tiny_bert, tmp_path_factory.mktemp("cross") / "judge")
+
+
+@pytest.fixture(scope="session")
+def m3(tiny_xlmr, tmp_path_factory):
+    """A model with the heads of M3."""
+    return make_m3(tiny_xlmr, tmp_path_factory.mktemp("m3") / "model")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from forked import in_processes, leavings, make_cross_encoder, make_m3, quick_collections, rows_of, sentences, shards
+from forked import in_processes, leavings, rows_of, sentences, shards
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -20,21 +20,7 @@ from bgectl.models.hub import Hub
 from bgectl.models.rerankers import load_cross_encoder
 from bgectl.work.texts import digest_of
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with quick_collections():
-        yield
-
-
-@pytest.fixture(scope="module")
-def judge(tiny_bert, tmp_path_factory):
-    return make_cross_encoder(tiny_bert, tmp_path_factory.mktemp("cross") / "judge")
-
-
-@pytest.fixture(scope="module")
-def m3(tiny_xlmr, tmp_path_factory):
-    return make_m3(tiny_xlmr, tmp_path_factory.mktemp("m3") / "model")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 @pytest.fixture

@@ -7,27 +7,13 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
-from forked import in_processes, leavings, make_cross_encoder, make_m3, quick_collections, rows_of, shards
+from forked import in_processes, leavings, rows_of, shards
 
 from bgectl import heads
 from bgectl.encode import load_embedder
 from bgectl.manifest import manifest_of
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with quick_collections():
-        yield
-
-
-@pytest.fixture(scope="module")
-def judge(tiny_bert, tmp_path_factory):
-    return make_cross_encoder(tiny_bert, tmp_path_factory.mktemp("cross") / "judge")
-
-
-@pytest.fixture(scope="module")
-def m3(tiny_xlmr, tmp_path_factory):
-    return make_m3(tiny_xlmr, tmp_path_factory.mktemp("m3") / "model")
+pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 @pytest.fixture
