@@ -1,8 +1,9 @@
-"""A function on several processes that are joined by gloo."""
+"""A function on several processes that are joined by gloo, and the memory that a run takes."""
 
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import traceback
 
@@ -56,3 +57,23 @@ def _call(function, rank, ranks, port, folder, arguments, join):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+MEASURE = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def peak_of(words):
+    """Peak memory of a run of the command, in MiB, and what it said on stderr.
+
+    Between the two stands a small process: one that is started by the tests themselves begins with their own peak.
+    """
+    command = [sys.executable, "-c", MEASURE, sys.executable, "-m", "bgectl", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout) / 1024, done.stderr

@@ -1,22 +1,9 @@
 """Gradient caching holds one piece, whatever the batch."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-
-
-def peak(words):
-    """Peak memory of a run, in MiB."""
-    command = [sys.executable, "-m", "bgectl", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    stderr = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, stderr
-    return usage.ru_maxrss / 1024
+from processes import peak_of
 
 
 @pytest.mark.slow
@@ -28,11 +15,11 @@ def test_memory_does_not_grow_with_the_batch(tmp_path, minilm):
             stream.write(json.dumps({**row, "neg": [f"while text {number + 1} is about something else"]}) + "\n")
 
     def run(batch, *words):
-        return peak([
+        return peak_of([
             "train", "base", "-m", minilm, "-t", data, "-o", tmp_path / f"out-{batch}-{len(words)}", "-b", batch,
             "--train-group-size", 2, "--max-steps", 1, "--save-steps", 0, "--sub-batch-tokens", 512,
             "--dataloader-num-workers", 0, *words,
-        ])  # fmt: skip
+        ])[0]  # fmt: skip
 
     small, large = run(16, "--gradient-cache"), run(512, "--gradient-cache")
     # Measured: 1.09 to 1.11; the rows, their tokens and the scores do grow.

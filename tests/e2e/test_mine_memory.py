@@ -1,12 +1,10 @@
 """Mining holds some dozens of bytes of each passage, however long its text and its vector are."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from processes import peak_of
 
 from bgectl.encode import load_embedder
 from bgectl.mine.space import open_spaces
@@ -17,17 +15,6 @@ from bgectl.work.texts import hashes_of
 SHARD = 8192
 WORDS = 40
 """Of a passage: about 300 bytes of text, and 128 of its vector."""
-
-
-def peak(words):
-    """Peak memory of a run, in MiB."""
-    command = [sys.executable, "-m", "bgectl", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    stderr = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, stderr
-    return usage.ru_maxrss / 1024, stderr
 
 
 def prepare(folder, count, model, words):
@@ -59,7 +46,7 @@ def test_memory_hardly_grows_with_the_pool(tmp_path, tiny_bert, tiny_words, writ
         words = ["mine", rows, folder / "out.jsonl", "--embedder-name-or-path", tiny_bert, "--candidate-pool",
                  folder / "pool.jsonl", "-n", 5, "--range", "2-50", "--work-folder", folder, "--devices", "cpu",
                  "--dtype", "float32", "--keep-scores"]  # fmt: skip
-        peaks[count], said = peak(words)
+        peaks[count], said = peak_of(words)
         assert "encoded 400 texts" in said, "the passages' vectors were not found"
         assert f"{count:,} were there already" in said
         mined = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
