@@ -38,7 +38,7 @@ def main() -> None:
     bgectl("data", "validate", HERE / "retrieval", HERE / "sts", HERE / "classification-no_in_batch_neg",
            HERE / "clustering-no_in_batch_neg")  # fmt: skip
     bgectl("mine", rows, mined, "--embedder-name-or-path", model, "--candidate-pool", HERE / "eval" / "corpus.jsonl",
-           "--range", "2-200", "-n", "15")  # fmt: skip
+           "--range", "2-200", "-n", "15", "--report", arguments.output / "mined.html")  # fmt: skip
     bgectl("score", mined, scored, "--reranker-name-or-path", arguments.reranker or model)
     bgectl("train", "base", "--model-name-or-path", model, "--train-data", scored, "--output-dir", trained,
            "--train-group-size", "4", "--num-train-epochs", "4", "--learning-rate", "5e-5",

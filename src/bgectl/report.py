@@ -85,7 +85,7 @@ class Report:
         rows_touched: Rows with such candidates, by reason.
         positives: Scores of the positives, where they are known.
         negatives: Scores of the negatives; random ones have none.
-        ranks: Of each row's best positive in the pool, from 0; -1 where it is not among the ranks searched.
+        ranks: Of each row's best positive that is in the pool, from 0; -1 where it is not among the ranks searched.
         stages: Where the time went.
     """
 

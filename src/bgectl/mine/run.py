@@ -315,8 +315,9 @@ class Mining:
         for reason in left_out:
             report.rows_touched.setdefault(reason, 0)
         report.positives.extend(ranked.positives[place].tolist())
-        if self.cross is None:
-            own = inputs.pair_key[inputs.row_pairs[number] : inputs.row_pairs[number + 1]]
+        pairs = slice(inputs.row_pairs[number], inputs.row_pairs[number + 1])
+        if self.cross is None and (inputs.pair_passage[pairs] < len(inputs.pool)).any():
+            own = inputs.pair_key[pairs]
             indices = ranked.indices[place]
             hits = np.flatnonzero((indices >= 0) & np.isin(inputs.keys[np.maximum(indices, 0)], own))
             report.ranks.append(int(hits[0]) if len(hits) else -1)
