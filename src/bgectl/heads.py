@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -188,6 +189,14 @@ def pair_scores(
 
 def _untold(amount: int = 1) -> None:
     """Nobody is told."""
+
+
+def depends_on(embedder: Embedder, files: str, score: str, weights: Sequence[float]) -> dict[str, Any]:
+    """What the scores of an M3 model depend on besides the texts."""
+    return {
+        "files": files, "version": 1, "score": score, "weights": list(weights),
+        "passages": embedder.space(queries=False), "queries": embedder.space(queries=True),
+    }  # fmt: skip
 
 
 def score(queries: Encoded, passages: Encoded, scores: Iterable[str], weights: Sequence[float]) -> Mapping[str, Tensor]:

@@ -7,10 +7,10 @@ import pytest
 from processes import peak_of
 
 from bgectl.encode import load_embedder
-from bgectl.mine.space import open_spaces
 from bgectl.models.files import files_digest
 from bgectl.models.hub import Hub
 from bgectl.work.texts import hashes_of
+from bgectl.work.vectors import open_spaces
 
 SHARD = 8192
 WORDS = 40

@@ -8,27 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bgectl import console, distributed, heads
 from bgectl.encode import Embedder
 from bgectl.mine.found import Found, Scores, in_use, kept
-from bgectl.mine.inputs import Inputs, read_query
-from bgectl.mine.space import SHARD
+from bgectl.mine.inputs import Inputs
 from bgectl.topk import Best
 from bgectl.work.folder import open_vault
-from bgectl.work.texts import Hashes, Numbers, digest_of, hash_of, paired
+from bgectl.work.texts import Hashes, Numbers, digest_of, hash_of, paired, read_query
 from bgectl.work.vault import Values, Vault, delete, fill, wait_for
-
-
-def heads_about(embedder: Embedder, files: str, score: str, weights: Sequence[float]) -> dict[str, Any]:
-    """What the scores of an M3 model depend on besides the texts."""
-    return {
-        "files": files, "version": 1, "score": score, "weights": list(weights),
-        "passages": embedder.space(queries=False), "queries": embedder.space(queries=True),
-    }  # fmt: skip
+from bgectl.work.vectors import SHARD
 
 
 class HeadsFinder:
@@ -53,7 +44,7 @@ class HeadsFinder:
     ) -> None:  # fmt: skip
         self.embedder, self.inputs, self._work, self._shard = embedder, inputs, work, shard
         self._score, self._weights = score, list(weights)
-        self._about = heads_about(embedder, files, score, weights)
+        self._about = heads.depends_on(embedder, files, score, weights)
         self._pairs = open_vault(work, "pairs", self._about)
 
     def find(self, queries: Numbers, depth: int) -> Found:

@@ -12,14 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from bgectl import jsonl
 from bgectl.data.rows import Row, read_rows
 from bgectl.errors import DataError
 from bgectl.evaluate.judged import load_judged
 from bgectl.mine.select import same_text
-from bgectl.work.texts import CHUNK, Hashes, Numbers, Places, Texts, TextsWriter, encoded, hash_of, hashes_of
+from bgectl.work.texts import (
+    CHUNK,
+    Hashes,
+    Numbers,
+    Places,
+    Texts,
+    TextsWriter,
+    encoded,
+    hash_of,
+    hashes_of,
+    read_query,
+    spoken,
+)
 
 ARRAYS = "arrays.npz"
 
@@ -97,17 +108,6 @@ class Inputs:
 
     def _changed(self) -> DataError:
         return DataError("has changed while it was being mined for", where=str(self.source))
-
-
-def spoken(query: str, prompt: str | None) -> bytes:
-    """A query and its row's prompt, as they are kept."""
-    return encoded(orjson.dumps([query, prompt]).decode())
-
-
-def read_query(kept: str) -> tuple[str, str | None]:
-    """The query and its prompt; the inverse of `spoken`."""
-    query, prompt = orjson.loads(kept)
-    return query, prompt
 
 
 def read_inputs(rows: Path, pool: Path | None, folder: Path, *, normalize: bool = True) -> Inputs:

@@ -23,11 +23,11 @@ from bgectl.errors import DataError
 from bgectl.mine.approximate import check_factory
 from bgectl.mine.by_heads import HeadsFinder
 from bgectl.mine.found import Found
-from bgectl.mine.inputs import Inputs, open_inputs, read_inputs, read_query, read_relevant
+from bgectl.mine.inputs import Inputs, open_inputs, read_inputs, read_relevant
 from bgectl.mine.rule import Rule, Scores
 from bgectl.mine.search import DenseFinder
 from bgectl.mine.select import Negatives, candidates_of, near_copies, select_negatives, shingles
-from bgectl.mine.space import SHARD, Space
+from bgectl.mine.space import Space
 from bgectl.models.files import files_digest
 from bgectl.models.hub import Hub
 from bgectl.options.mine import MineOptions, ranks
@@ -35,7 +35,8 @@ from bgectl.report import Report, rounded
 from bgectl.score.pairs import Pair, PairTeacher, pair_teacher
 from bgectl.work.folder import run_folder, work_folder
 from bgectl.work.rows import write_together
-from bgectl.work.texts import Numbers, encoded, hash_of
+from bgectl.work.texts import Numbers, encoded, hash_of, read_query
+from bgectl.work.vectors import SHARD
 
 ROWS = 2_000
 """Rows looked at together."""

@@ -13,12 +13,12 @@ from bgectl import console, distributed
 from bgectl.encode import Vectors
 from bgectl.mine.approximate import Approximate
 from bgectl.mine.found import Found, Scores, in_use, kept
-from bgectl.mine.inputs import read_query
 from bgectl.mine.lexical import Bm25, fuse
-from bgectl.mine.space import SHARD, Space, search, search_device
+from bgectl.mine.space import Space, search, search_device
 from bgectl.work.folder import open_vault
-from bgectl.work.texts import Numbers, digest_of
+from bgectl.work.texts import Numbers, digest_of, read_query
 from bgectl.work.vault import Values, fill, unit_size
+from bgectl.work.vectors import SHARD
 
 MEASURED = 200
 """Queries that the recall of an index is measured with."""

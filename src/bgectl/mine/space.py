@@ -5,68 +5,21 @@ Letters: Q queries, N passages, D dimensions, K ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from bgectl import console
 from bgectl.encode import Embedder, Vectors
 from bgectl.errors import RunError
-from bgectl.mine.inputs import Inputs, read_query
+from bgectl.mine.inputs import Inputs
 from bgectl.topk import Best
 from bgectl.work.folder import open_vault
-from bgectl.work.texts import Hashes, Numbers, paired
-from bgectl.work.vault import Values, Vault, delete, fill
-
-Scores = npt.NDArray[np.float32]
-
-SHARD = 8192
-"""Texts in a shard: what a killed run loses at most, and what is in memory while searching."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The vectors of one kind of text.
-
-    Attributes:
-        about: What they depend on besides the text.
-        vault: Where they are.
-        embedder: What makes them.
-    """
-
-    about: dict[str, Any]
-    vault: Vault
-    embedder: Embedder
-
-    def kept(self, encode: Callable[[], Vectors]) -> tuple[Values, dict[str, str]]:
-        """Vectors as they are kept, in half of the bytes where the model's precision is no more; and what was cut."""
-        before = self.embedder.cut
-        vectors = encode()
-        note = {"cut": str(self.embedder.cut - before)}
-        if self.embedder.dtype != "float32" and np.abs(vectors).max(initial=0) < np.finfo(np.float16).max:
-            return vectors.astype(np.float16), note
-        return vectors, note
-
-
-def open_spaces(embedder: Embedder, files: str, work: Path) -> tuple[Kept, Kept]:
-    """The vectors of passages and of queries.
-
-    Args:
-        embedder: What encodes; its weights are loaded only if a vector is missing.
-        files: The digest of the model's files.
-        work: The work folder.
-    """
-    about = {"files": files, "version": 1}
-    kinds = (("passages", about | embedder.space(queries=False)), ("queries", about | embedder.space(queries=True)))
-    passages, queries = (
-        Kept(parts, open_vault(work, kind, parts, model=embedder.name), embedder) for kind, parts in kinds
-    )
-    return passages, queries
+from bgectl.work.texts import Numbers, paired, read_query
+from bgectl.work.vault import Values, delete, fill
+from bgectl.work.vectors import SHARD, Scores, open_spaces, scores_at, shards_of
 
 
 class Space:
@@ -156,42 +109,6 @@ class Space:
         fill(vault, hashes[order], 1 << 17, compute, "Scoring positives", "pairs")
         scores: Scores = vault.get(hashes).astype(np.float32)
         return scores
-
-
-def shards_of(vault: Vault, hashes: Hashes) -> Iterator[tuple[Numbers, Vectors]]:
-    """Values by shard: the places in `hashes`, rising, and (S, D) their values as float32."""
-    shards, rows = vault.locate(hashes)
-    order = np.argsort(shards, kind="stable")
-    names, starts = np.unique(shards[order], return_index=True)
-    for shard, start, stop in zip(names.tolist(), starts, [*starts, len(order)][1:], strict=True):
-        places = order[start:stop]
-        values = vault.read(shard)
-        chosen = rows[places]
-        if len(chosen) != len(values) or not (chosen == np.arange(len(values))).all():
-            values = values[chosen]
-        yield places, np.ascontiguousarray(values, dtype=np.float32)
-
-
-def scores_at(
-    vault: Vault, passages: Hashes, vectors: Vectors, queries: npt.NDArray[Any], advance: console.Advance | None = None
-) -> Scores:
-    """(P,) inner products of pairs.
-
-    Args:
-        vault: Where the passages' vectors are.
-        passages: (P,) hashes.
-        vectors: (Q, D) of queries.
-        queries: (P,) the query of each pair.
-        advance: Is told of pairs.
-    """
-    scores = np.empty(len(passages), dtype=np.float32)
-    for places, values in shards_of(vault, passages):
-        for start in range(0, len(places), SHARD):
-            part = places[start : start + SHARD]
-            scores[part] = np.einsum("pd,pd->p", vectors[queries[part]], values[start : start + SHARD])
-        if advance:
-            advance(len(places))
-    return scores
 
 
 def search(

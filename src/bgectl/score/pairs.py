@@ -17,16 +17,14 @@ from bgectl import console, distributed, heads
 from bgectl.data.prompts import instruct
 from bgectl.encode import Embedder, choose_devices, choose_dtype, token_budget, weakest
 from bgectl.errors import RunError
-from bgectl.mine.by_heads import heads_about
-from bgectl.mine.inputs import spoken
-from bgectl.mine.space import SHARD, open_spaces, scores_at
 from bgectl.models.decoder_rerankers import KINDS, PASSAGE, QUERY, load_decoder_reranker, teacher_kind
 from bgectl.models.files import files_digest
 from bgectl.models.hub import Hub
 from bgectl.models.rerankers import PairScorer, load_cross_encoder
 from bgectl.work.folder import open_vault
-from bgectl.work.texts import Hashes, Numbers, hash_of, hashes_of, paired
+from bgectl.work.texts import Hashes, Numbers, hash_of, hashes_of, paired, spoken
 from bgectl.work.vault import Values, Vault, delete, fill
+from bgectl.work.vectors import SHARD, open_spaces, scores_at
 
 Scores = npt.NDArray[np.float32]
 
@@ -176,7 +174,7 @@ class HeadsTeacher:
         self.cut = 0
         self._shard = shard
         self._score, self._weights = score, list(weights)
-        self._vault = open_vault(work, "pairs", heads_about(embedder, files, score, weights))
+        self._vault = open_vault(work, "pairs", heads.depends_on(embedder, files, score, weights))
 
     def of(self, pairs: Pairs) -> Scores:
         """(P,) scores; all processes call this together."""

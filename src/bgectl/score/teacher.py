@@ -13,12 +13,12 @@ import numpy.typing as npt
 from bgectl import console, distributed
 from bgectl.encode import load_embedder
 from bgectl.errors import RunError, UsageError
-from bgectl.mine.space import SHARD
 from bgectl.models.decoder_rerankers import KINDS, LAYERWISE, LIGHTWEIGHT, teacher_kind
 from bgectl.models.hub import Hub
 from bgectl.options.common import WorkOptions
 from bgectl.options.score import TeacherOptions
 from bgectl.score.pairs import HEADS_PAIRS, EmbedderTeacher, HeadsTeacher, Pairs, Scores, Teacher, digest, pair_teacher
+from bgectl.work.vectors import SHARD
 
 
 @dataclass(frozen=True)

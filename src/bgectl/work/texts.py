@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 Hashes = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
@@ -185,3 +186,14 @@ def paired(first: Hashes, second: Hashes) -> Hashes:
         mixed ^= mixed >> np.uint64(33)
     result: Hashes = mixed
     return result
+
+
+def spoken(query: str, prompt: str | None) -> bytes:
+    """A query and its row's prompt, as they are kept."""
+    return encoded(orjson.dumps([query, prompt]).decode())
+
+
+def read_query(kept: str) -> tuple[str, str | None]:
+    """The query and its prompt; the inverse of `spoken`."""
+    query, prompt = orjson.loads(kept)
+    return query, prompt
