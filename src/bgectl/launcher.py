@@ -28,7 +28,7 @@ def main(words: list[str]) -> int:
     first = words.index("--")
     second = words.index("--", first + 1)
     device, debug, command = words[0], "--debug" in words[:first], words[second + 1 :]
-    prepare(os.environ)
+    prepare(os.environ, restarts="--max-restarts=0" not in words[first + 1 : second])
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -58,11 +58,18 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def prepare(environment: Any) -> None:
-    """Set what the processes and torch.distributed.run read."""
+def prepare(environment: Any, *, restarts: bool) -> None:
+    """Set what the processes and torch.distributed.run read.
+
+    Args:
+        environment: This process's.
+        restarts: Processes may be started again.
+    """
     environment[LAUNCHED] = "1"
-    # Without it, processes that are started again meet the dead store of those before them.
-    environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    if restarts:
+        # Without it, processes that are started again meet the dead store of those before them. With it, a port is
+        # chosen seconds before they listen at it, and another program may have it by then.
+        environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
 
 
