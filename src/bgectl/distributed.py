@@ -9,13 +9,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from bgectl import console
 from bgectl.launch import place
+
+Value = TypeVar("Value")
 
 
 def active() -> bool:
@@ -123,6 +125,12 @@ def from_first(value: Any) -> Any:
     box = [value]
     distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def by_first(compute: Callable[[], Value]) -> Value:
+    """What the first process computes, for all of them; all processes call this."""
+    found: Value = from_first(compute() if rank() == 0 else None)
+    return found
 
 
 @contextmanager

@@ -64,7 +64,12 @@ def versions() -> dict[str, str]:
 def file_digest(path: Path) -> str:
     """BLAKE2b of a file's bytes."""
     digest = hashlib.blake2b(digest_size=16)
+    add_file(digest, path)
+    return digest.hexdigest()
+
+
+def add_file(digest: hashlib.blake2b, path: Path) -> None:
+    """Take a file's bytes into a digest."""
     with path.open("rb") as stream:
         while data := stream.read(1 << 22):
             digest.update(data)
-    return digest.hexdigest()

@@ -54,7 +54,7 @@ class HeadsFinder:
         about = self._about | {"depth": depth, "asked": digest_of(asked.tobytes())}
         vault = open_vault(self._work, "found", about | {"pool": digest_of(pool.hashes.tobytes())})
         lock = in_use(vault)
-        if distributed.from_first(len(vault.missing(asked))):
+        if distributed.by_first(lambda: len(vault.missing(asked))):
             pieces = [(start, min(start + self._shard, len(pool))) for start in range(0, len(pool), self._shard)]
             # Inside of what is found, so that it goes with it if this process is killed before it deletes it.
             parts = open_vault(vault.folder, "parts", about)
@@ -105,7 +105,6 @@ class HeadsFinder:
         All processes call this together.
         """
         inputs = self.inputs
-        vault = self._pairs
         hashes = paired(inputs.queries.hashes[queries], inputs.passage_hashes[passages])
 
         def compute(places: Numbers, advance: console.Advance) -> tuple[Values, dict[str, str]]:
@@ -113,8 +112,8 @@ class HeadsFinder:
             texts = [inputs.passage(int(number)) for number in passages[places]]
             return heads.pair_scores(self.embedder, asked, texts, self._score, self._weights, advance), {}
 
-        fill(vault, hashes, SHARD, compute, "Scoring positives", "pairs")
-        scores: Scores = vault.get(hashes).astype(np.float32)
+        fill(self._pairs, hashes, SHARD, compute, "Scoring positives", "pairs")
+        scores: Scores = self._pairs.get(hashes).astype(np.float32)
         return scores
 
     def forget(self) -> None:

@@ -28,11 +28,10 @@ from bgectl.mine.rule import Rule, Scores
 from bgectl.mine.search import DenseFinder
 from bgectl.mine.select import Negatives, candidates_of, near_copies, select_negatives, shingles
 from bgectl.mine.space import Space
-from bgectl.models.files import files_digest
 from bgectl.models.hub import Hub
 from bgectl.options.mine import MineOptions, ranks
 from bgectl.report import Report, rounded
-from bgectl.score.pairs import Pair, PairTeacher, pair_teacher
+from bgectl.score.pairs import Pair, PairTeacher, digest, pair_teacher
 from bgectl.work.folder import run_folder, work_folder
 from bgectl.work.rows import write_together
 from bgectl.work.texts import Numbers, encoded, hash_of, read_query
@@ -149,9 +148,7 @@ class Mining:
     def search(self) -> None:
         """Encode what is missing, score the positives, and find the candidates of every query."""
         options, inputs = self.options, self.inputs
-        files = distributed.from_first(
-            files_digest(options.embedder_name_or_path, self.hub) if distributed.rank() == 0 else None
-        )
+        files = digest(options.embedder_name_or_path, self.hub)
         if options.score == "dense":
             self.space = Space(self.embedder, files, inputs, self.work, options.shard_size or SHARD)
             with self.report.stage("encoding", "texts") as stage:
@@ -187,7 +184,7 @@ class Mining:
             short |= {
                 int(self.inputs.row_query[first + place])
                 for place in range(len(rows))
-                if len(self._candidates(ranked, place, first + place, self.low)[0]) < wanted
+                if len(self._candidates(ranked, place, self._forbidden(first + place), self.low)[0]) < wanted
             }
         if not short:
             return None
@@ -222,7 +219,7 @@ class Mining:
             known |= self.relevant.get(hash_of(encoded(text)), set())
         return known
 
-    def _candidates(self, ranked: Ranked, place: int, row: int, low: int) -> tuple[list[int], Counter[str]]:
+    def _candidates(self, ranked: Ranked, place: int, forbidden: set[int], low: int) -> tuple[list[int], Counter[str]]:
         """What may be a negative of a row, in rank order, and what the rule left out."""
         left_out: Counter[str] = Counter()
         scores = ranked.scores[place, low:]
@@ -233,7 +230,7 @@ class Mining:
             allowed = np.zeros(len(scores), dtype=np.bool_)
             allowed[real] = self.rule.allowed(scores[real], ranked.positive(place), left_out)
         keys = self.inputs.keys[np.maximum(ranking, 0)]
-        return candidates_of(ranking, keys, self._forbidden(row), allowed), left_out
+        return candidates_of(ranking, keys, forbidden, allowed), left_out
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows with their new negatives; all processes go through this, the first has the result."""
@@ -267,12 +264,12 @@ class Mining:
         """One row with its negatives; its draw depends on the seed and its place alone."""
         options, inputs, report = self.options, self.inputs, self.report
         forbidden = self._forbidden(number)
-        candidates, left_out = self._candidates(ranked, place, number, low)
+        candidates, left_out = self._candidates(ranked, place, forbidden, low)
         looked_at, where = ranked, place
         lower: list[int] = []
         if deeper is not None and len(candidates) < options.negative_number:
             looked_at, where = deeper[0], deeper[1][number]
-            lower = self._candidates(looked_at, where, number, self.high)[0]
+            lower = self._candidates(looked_at, where, forbidden, self.high)[0]
         negatives = select_negatives(
             candidates, inputs.keys, forbidden, options.negative_number,
             np.random.default_rng([options.seed, number]), how=options.sampling, lower=lower,
@@ -422,7 +419,8 @@ def cross_encoder(options: MineOptions, work: Path) -> PairTeacher:
     assert options.cross_encoder is not None
     hub = Hub(None, options.cache_dir, options.token, options.trust_remote_code)
     return pair_teacher(
-        options.cross_encoder, work=work, hub=hub, devices=distributed.own_devices(options.devices),
+        options.cross_encoder, digest(options.cross_encoder, hub), work=work, hub=hub,
+        devices=distributed.own_devices(options.devices),
         dtype=options.dtype, use_fp16=options.use_fp16, use_bf16=options.use_bf16,
         max_length=options.cross_encoder_max_length, batch_tokens=options.batch_tokens, shard=options.shard_size,
     )  # fmt: skip

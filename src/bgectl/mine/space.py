@@ -18,7 +18,7 @@ from bgectl.mine.inputs import Inputs
 from bgectl.topk import Best
 from bgectl.work.folder import open_vault
 from bgectl.work.texts import Numbers, paired, read_query
-from bgectl.work.vault import Values, delete, fill
+from bgectl.work.vault import Values, delete, fill, total
 from bgectl.work.vectors import SHARD, Scores, open_spaces, scores_at, shards_of
 
 
@@ -45,25 +45,23 @@ class Space:
         inputs, embedder = self.inputs, self.embedder
         numbers = inputs.used
 
-        def of_passages(places: Numbers, advance: console.Advance) -> tuple[Values, dict[str, str]]:
-            texts = [inputs.passage(number) for number in numbers[places].tolist()]
-            return self._of_passages.kept(lambda: embedder.encode_passages(texts, advance))
+        def of_passages(places: Numbers, advance: console.Advance) -> Vectors:
+            return embedder.encode_passages([inputs.passage(n) for n in numbers[places].tolist()], advance)
 
-        def of_queries(places: Numbers, advance: console.Advance) -> tuple[Values, dict[str, str]]:
+        def of_queries(places: Numbers, advance: console.Advance) -> Vectors:
             read = [read_query(text) for text in inputs.queries.of(places)]
-            texts, prompts = [query for query, _ in read], [prompt for _, prompt in read]
-            return self._of_queries.kept(lambda: embedder.encode_queries(texts, prompts, advance))
+            return embedder.encode_queries([query for query, _ in read], [prompt for _, prompt in read], advance)
 
         wanted = inputs.passage_hashes[numbers]
-        passages = fill(self.passages, wanted, self._shard, of_passages, "Encoding passages", "texts")
-        queries = fill(self.queries, inputs.queries.hashes, self._shard, of_queries, "Encoding queries", "texts")
+        passages = self._of_passages.fill(wanted, self._shard, of_passages, "Encoding passages")
+        queries = self._of_queries.fill(inputs.queries.hashes, self._shard, of_queries, "Encoding queries")
         return queries, passages
 
     def cut(self) -> int:
         """Texts that were cut to their length, in the shards that are used."""
         passages = self.passages.notes(self.inputs.passage_hashes[self.inputs.used], "cut")
         queries = self.queries.notes(self.inputs.queries.hashes, "cut")
-        return sum(int(note or 0) for note in (*passages.values(), *queries.values()))
+        return total(passages | queries)
 
     def query_vectors(self, queries: Numbers) -> Vectors:
         """(Q, D) float32 vectors of some queries."""
@@ -95,7 +93,6 @@ class Space:
 
         All processes call this together.
         """
-        vault = self._pairs
         hashes = paired(self.inputs.queries.hashes[queries], self.inputs.passage_hashes[passages])
         # Pairs of the same shard together: each shard is read for few of the pieces.
         order = np.lexsort((queries, *self.passages.locate(self.inputs.passage_hashes[passages])[::-1]))
@@ -106,8 +103,8 @@ class Space:
             located = self.inputs.passage_hashes[passages[chosen]]
             return scores_at(self.passages, located, self.query_vectors(theirs), place, advance), {}
 
-        fill(vault, hashes[order], 1 << 17, compute, "Scoring positives", "pairs")
-        scores: Scores = vault.get(hashes).astype(np.float32)
+        fill(self._pairs, hashes[order], 1 << 17, compute, "Scoring positives", "pairs")
+        scores: Scores = self._pairs.get(hashes).astype(np.float32)
         return scores
 
 

@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 
 from bgectl.errors import RunError
+from bgectl.manifest import add_file
 from bgectl.models.hub import Hub, base_of, model_file, whole_model
 
 LEFT_OUT = ("README.md", ".gitattributes", "log.jsonl")
-BLOCK = 1 << 24
 COMMIT = 40
 
 
@@ -39,9 +39,7 @@ def files_digest(name: str, hub: Hub) -> str:
             if not path.is_file() or path.name in LEFT_OUT or path.name.startswith("."):
                 continue
             digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-            with path.open("rb") as stream:
-                while data := stream.read(BLOCK):
-                    digest.update(data)
+            add_file(digest, path)
     except OSError as problem:
         raise RunError(f"cannot be read: {problem.strerror or problem}", where=str(folder)) from problem
     return digest.hexdigest()

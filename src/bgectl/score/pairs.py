@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bgectl import console, distributed, heads
 from bgectl.data.prompts import instruct
-from bgectl.encode import Embedder, choose_devices, choose_dtype, token_budget, weakest
+from bgectl.encode import Embedder, Vectors, choose_devices, choose_dtype, token_budget, weakest
 from bgectl.errors import RunError
 from bgectl.models.decoder_rerankers import KINDS, PASSAGE, QUERY, load_decoder_reranker, teacher_kind
 from bgectl.models.files import files_digest
@@ -23,7 +23,7 @@ from bgectl.models.hub import Hub
 from bgectl.models.rerankers import PairScorer, load_cross_encoder
 from bgectl.work.folder import open_vault
 from bgectl.work.texts import Hashes, Numbers, hash_of, hashes_of, paired, spoken
-from bgectl.work.vault import Values, Vault, delete, fill
+from bgectl.work.vault import Values, Vault, delete, fill, total
 from bgectl.work.vectors import SHARD, open_spaces, scores_at
 
 Scores = npt.NDArray[np.float32]
@@ -89,7 +89,7 @@ class PairTeacher:
     @property
     def cut(self) -> int:
         """Pairs that were cut to their length, in the shards that were looked at."""
-        return sum(int(note or 0) for note in self._cut.values())
+        return total(self._cut)
 
     def of(self, pairs: Pairs) -> Scores:
         """(P,) logits; all processes call this together."""
@@ -123,14 +123,14 @@ class EmbedderTeacher:
     def __init__(self, embedder: Embedder, files: str, work: Path, shard: int = SHARD) -> None:
         self.embedder = embedder
         self.scored = 0
-        self._cut: dict[tuple[str, str], str] = {}
+        self._cut: dict[str, str] = {}
         self._shard = shard
         self._passages, self._queries = open_spaces(embedder, files, work)
 
     @property
     def cut(self) -> int:
         """Texts that were cut to their length, in the shards that were looked at."""
-        return sum(int(note or 0) for note in self._cut.values())
+        return total(self._cut)
 
     def of(self, pairs: Pairs) -> Scores:
         """(P,) inner products; all processes call this together."""
@@ -139,20 +139,16 @@ class EmbedderTeacher:
         asked = np.fromiter(map(hash_of, keys), np.uint64, len(pairs))
         passages = hashes_of(pair.passage for pair in pairs)
 
-        def of_passages(places: Numbers, advance: console.Advance) -> tuple[Values, dict[str, str]]:
-            texts = [pairs[place].passage for place in places.tolist()]
-            return self._passages.kept(lambda: embedder.encode_passages(texts, advance))
+        def of_passages(places: Numbers, advance: console.Advance) -> Vectors:
+            return embedder.encode_passages([pairs[place].passage for place in places.tolist()], advance)
 
-        def of_queries(places: Numbers, advance: console.Advance) -> tuple[Values, dict[str, str]]:
+        def of_queries(places: Numbers, advance: console.Advance) -> Vectors:
             chosen = [pairs[place] for place in places.tolist()]
-            texts, prompts = [pair.query for pair in chosen], [pair.prompt for pair in chosen]
-            return self._queries.kept(lambda: embedder.encode_queries(texts, prompts, advance))
+            return embedder.encode_queries([pair.query for pair in chosen], [pair.prompt for pair in chosen], advance)
 
-        self.scored += fill(self._passages.vault, passages, self._shard, of_passages, "Encoding passages", "texts")
-        self.scored += fill(self._queries.vault, asked, self._shard, of_queries, "Encoding queries", "texts")
-        for kept, hashes in ((self._passages, passages), (self._queries, asked)):
-            notes = kept.vault.notes(hashes, "cut")
-            self._cut |= {(str(kept.vault.folder), shard): note for shard, note in notes.items()}
+        self.scored += self._passages.fill(passages, self._shard, of_passages, "Encoding passages")
+        self.scored += self._queries.fill(asked, self._shard, of_queries, "Encoding queries")
+        self._cut |= self._passages.vault.notes(passages, "cut") | self._queries.vault.notes(asked, "cut")
         queries, place = np.unique(asked, return_inverse=True)
         vectors = np.ascontiguousarray(self._queries.vault.get(queries), dtype=np.float32)
         return scores_at(self._passages.vault, passages, vectors, place)
@@ -198,8 +194,9 @@ Teacher = PairTeacher | EmbedderTeacher | HeadsTeacher
 
 
 def pair_teacher(
-    name: str, kind: str | None = None, *, work: Path, hub: Hub, devices: Sequence[str] = (), dtype: str = "auto",
-    use_fp16: bool = False, use_bf16: bool = False, batch_tokens: int | None = None, batch_size: int = 3000,
+    name: str, files: str, kind: str | None = None, *, work: Path, hub: Hub, devices: Sequence[str] = (),
+    dtype: str = "auto", use_fp16: bool = False, use_bf16: bool = False, batch_tokens: int | None = None,
+    batch_size: int = 3000,
     query_max_length: int | None = None, max_length: int = 512, query: str | None = None, query_format: str = "{}{}",
     passage: str | None = None, passage_format: str = "{}{}", shard: int | None = None, **of_decoder: Any,
 ) -> PairTeacher:  # fmt: skip
@@ -207,6 +204,7 @@ def pair_teacher(
 
     Args:
         name: Folder or hub name.
+        files: The digest of its files.
         kind: `encoder-only-base` or one of KINDS; None sees it from the model's files.
         work: The work folder.
         hub: How to reach it.
@@ -247,7 +245,7 @@ def pair_teacher(
 
     adapter = of_decoder.get("adapter")
     about = {
-        "files": digest(name, hub), "version": 1, "kind": kind, "dtype": str(precision),
+        "files": files, "version": 1, "kind": kind, "dtype": str(precision),
         "query_max_length": query_max_length, "max_length": max_length,
         "query": instruction(query, QUERY if decoder else None), "query_format": query_format,
         "passage": instruction(passage, PASSAGE if decoder else None), "passage_format": passage_format,
@@ -259,8 +257,7 @@ def pair_teacher(
 
 def digest(name: str, hub: Hub) -> str:
     """`files_digest`, reckoned by the first process for all."""
-    found: str = distributed.from_first(files_digest(name, hub) if distributed.rank() == 0 else None)
-    return found
+    return distributed.by_first(lambda: files_digest(name, hub))
 
 
 def instruction(given: str | None, own: str | None) -> str | None:

@@ -54,9 +54,11 @@ def open_teacher(options: TeacherOptions, name: str, work: Path) -> Scored:
     asked = options.reranker_model_class
     kind = teacher_kind(name, hub) if asked == "auto" else asked
     refuse_options_of_others(options, name, kind)
-    teacher = (
-        embedder_teacher(options, name, work, hub) if kind == "embedder" else reader(options, name, kind, work, hub)
-    )
+    files = digest(name, hub)
+    teacher: Teacher = (
+        embedder_teacher(options, name, files, work, hub) if kind == "embedder"
+        else reader(options, name, files, kind, work, hub)
+    )  # fmt: skip
 
     def score(pairs: Pairs) -> Scores:
         values = teacher.of(pairs)
@@ -72,7 +74,7 @@ def open_teacher(options: TeacherOptions, name: str, work: Path) -> Scored:
         return values
 
     facts = {
-        "teacher": name, "kind": kind, "revision": options.revision, "files": digest(name, hub),
+        "teacher": name, "kind": kind, "revision": options.revision, "files": files,
         "normalize": options.normalize, "scale": options.scale, "options": changed(options),
     }  # fmt: skip
     return Scored(kind, teacher, score, facts)
@@ -115,10 +117,10 @@ def refuse_options_of_others(options: TeacherOptions, name: str, kind: str) -> N
         raise UsageError("a similarity is no logit to put through a sigmoid", where="--normalize")
 
 
-def reader(options: TeacherOptions, name: str, kind: str, work: Path, hub: Hub) -> Teacher:
+def reader(options: TeacherOptions, name: str, files: str, kind: str, work: Path, hub: Hub) -> Teacher:
     """A teacher that reads query and passage together."""
     return pair_teacher(
-        name, kind, work=work, hub=hub, devices=distributed.own_devices(options.devices), dtype=options.dtype,
+        name, files, kind, work=work, hub=hub, devices=distributed.own_devices(options.devices), dtype=options.dtype,
         use_fp16=options.use_fp16, use_bf16=options.use_bf16, batch_tokens=options.batch_tokens,
         batch_size=options.reranker_batch_size, query_max_length=options.reranker_query_max_length,
         max_length=options.reranker_max_length, query=options.query_instruction_for_rerank,
@@ -130,7 +132,7 @@ def reader(options: TeacherOptions, name: str, kind: str, work: Path, hub: Hub) 
     )  # fmt: skip
 
 
-def embedder_teacher(options: TeacherOptions, name: str, work: Path, hub: Hub) -> Teacher:
+def embedder_teacher(options: TeacherOptions, name: str, files: str, work: Path, hub: Hub) -> Teacher:
     """A teacher that is an embedder."""
     given = "query_instruction_format_for_rerank" in options.model_fields_set
     embedder = load_embedder(
@@ -154,7 +156,6 @@ def embedder_teacher(options: TeacherOptions, name: str, work: Path, hub: Hub) -
         hub=hub,
     )
     console.info(f"{name}: {embedder.description}")
-    files = digest(name, hub)
     if options.score == "dense":
         return EmbedderTeacher(embedder, files, work, options.shard_size or SHARD)
     return HeadsTeacher(embedder, files, work, options.score, options.weights, options.shard_size or HEADS_PAIRS)

@@ -144,16 +144,21 @@ class Vault:
         return np.empty(0, dtype=np.float32) if result is None else result
 
     def notes(self, hashes: Hashes, name: str) -> dict[str, str]:
-        """By shard, what was noted under a name with the shards that some hashes lie in."""
+        """By the file of each shard that some hashes lie in, what was noted with it under a name."""
         found = {}
         for shard in np.unique(self.locate(hashes)[0]).tolist():
             with opened(self._files[shard]) as stream:
-                found[self._files[shard].name] = (stream.metadata() or {}).get(name, "")
+                found[str(self._files[shard])] = (stream.metadata() or {}).get(name, "")
         return found
 
     def size(self) -> int:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self._files)
+
+
+def total(notes: Mapping[str, str]) -> int:
+    """The sum of what was noted as numbers; see `Vault.notes`."""
+    return sum(int(note or 0) for note in notes.values())
 
 
 def fill(
@@ -180,7 +185,7 @@ def fill(
         RunError: The disk is full, or other machines' shards cannot be seen.
     """
     # What the first finds missing: another run may have written a shard before the others looked.
-    missing: Numbers = distributed.from_first(vault.missing(hashes))
+    missing = distributed.by_first(lambda: vault.missing(hashes))
     units = [missing[start : start + shard] for start in range(0, len(missing), shard)]
     own = units[distributed.rank() :: distributed.world()]
     total = sum(map(len, own)) if sizes is None else sum(sizes[int(place)] for places in own for place in places)

@@ -17,9 +17,11 @@ from bgectl import console
 from bgectl.encode import Embedder, Vectors
 from bgectl.work.folder import open_vault
 from bgectl.work.texts import Hashes, Numbers
-from bgectl.work.vault import Values, Vault
+from bgectl.work.vault import Values, Vault, fill
 
 Scores = npt.NDArray[np.float32]
+Encode = Callable[[Numbers, console.Advance], Vectors]
+"""From places of texts to their vectors; it tells how far it is."""
 
 SHARD = 8192
 """Texts in a shard: what a killed run loses at most, and what is in memory while searching."""
@@ -39,14 +41,28 @@ class Kept:
     vault: Vault
     embedder: Embedder
 
-    def kept(self, encode: Callable[[], Vectors]) -> tuple[Values, dict[str, str]]:
-        """Vectors as they are kept, in half of the bytes where the model's precision is no more; and what was cut."""
-        before = self.embedder.cut
-        vectors = encode()
-        note = {"cut": str(self.embedder.cut - before)}
-        if self.embedder.dtype != "float32" and np.abs(vectors).max(initial=0) < np.finfo(np.float16).max:
-            return vectors.astype(np.float16), note
-        return vectors, note
+    def fill(self, hashes: Hashes, shard: int, encode: Encode, label: str) -> int:
+        """Encode what has no vector yet; all processes call this. Returns how many texts that were.
+
+        Vectors take half of the bytes where the model's precision is no more.
+
+        Args:
+            hashes: (N,) of the texts wanted.
+            shard: Texts in a shard.
+            encode: From places in `hashes` to vectors.
+            label: What the progress display says.
+        """
+        embedder = self.embedder
+
+        def compute(places: Numbers, advance: console.Advance) -> tuple[Values, dict[str, str]]:
+            before = embedder.cut
+            vectors = encode(places, advance)
+            note = {"cut": str(embedder.cut - before)}
+            if embedder.dtype != "float32" and np.abs(vectors).max(initial=0) < np.finfo(np.float16).max:
+                return vectors.astype(np.float16), note
+            return vectors, note
+
+        return fill(self.vault, hashes, shard, compute, label, "texts")
 
 
 def open_spaces(embedder: Embedder, files: str, work: Path) -> tuple[Kept, Kept]:
