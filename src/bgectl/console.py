@@ -93,6 +93,11 @@ def _is_number(cell: str) -> bool:
     return not cell or cell in {"-", "–"} or cell.lstrip("+-~").replace(",", "").replace(".", "").rstrip("%").isdigit()
 
 
+def draws() -> bool:
+    """Whether something that moves can be drawn: on a terminal, where this process speaks."""
+    return not _quiet and stderr().is_terminal
+
+
 class Advance(Protocol):
     """Tell the progress display that `amount` more units are done."""
 

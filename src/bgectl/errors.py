@@ -6,6 +6,9 @@ Exit codes: 0 success, 1 the data or the run failed, 2 the command line or a con
 
 from __future__ import annotations
 
+WITH_PARENT = "BGECTL_WITH_PARENT"
+"""Environment variable of the stages of a pipeline, which end when it does, however it ends."""
+
 
 class BgectlError(Exception):
     """An error the user can act on.

@@ -24,6 +24,8 @@ from bgectl.atomic import sweep_parts, written_beside
 from bgectl.errors import DataError, RunError, UsageError
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst")
+MANIFEST = ".manifest.json"
+"""The ending of a file that tells of the file beside it, and is no data."""
 """Endings of the files a directory contributes."""
 
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -57,7 +59,7 @@ def expand_paths(paths: Iterable[Path]) -> list[Path]:
             files.append(path)
         elif path.is_dir():
             try:
-                inside = sorted(entry for entry in path.iterdir() if entry.is_file() and entry.name.endswith(SUFFIXES))
+                inside = sorted(entry for entry in path.iterdir() if _is_data(entry))
             except OSError as problem:
                 raise UsageError(f"cannot be read: {problem.strerror or problem}", where=str(path)) from problem
             if not inside:
@@ -70,6 +72,10 @@ def expand_paths(paths: Iterable[Path]) -> list[Path]:
         else:
             raise UsageError("no such file or directory", where=str(path))
     return files
+
+
+def _is_data(path: Path) -> bool:
+    return path.name.endswith(SUFFIXES) and not path.name.endswith(MANIFEST) and path.is_file()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ process (torch.distributed.run). Under torchrun or SLURM the processes are there
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -143,8 +144,14 @@ LOST = ("Connection reset", "Connection closed", "closed by peer", "Broken pipe"
 
 
 def end_with_parent(every: float = 1.0) -> None:
-    """End this process when the launcher is gone: one that is killed cannot end its processes itself."""
+    """End this process when the one that started it is gone: one that is killed cannot end its processes itself."""
     parent = os.getppid()
+    with contextlib.suppress(Exception):
+        # Linux does it at once, also after this process has become the launcher.
+        import ctypes
+
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 9)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,24 +1,29 @@
-"""A small file beside an output that says what it was made from, and with what."""
+"""A small file beside an output that says what it was made from, and with what; in a folder that is an output, a file
+within it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bgectl import __version__
-from bgectl.jsonl import replace_file
+from bgectl.jsonl import MANIFEST, replace_file
 
-ENDING = ".manifest.json"
+if TYPE_CHECKING:
+    from bgectl.options.base import Options
+
+IN_FOLDER = "bgectl-manifest.json"
 PACKAGES = ("torch", "transformers")
 
 
 def manifest_of(path: Path) -> Path:
-    """Where the manifest of a file is: beside it."""
-    return path.with_name(path.name + ENDING)
+    """Where the manifest of a file is: beside it; that of a folder is in it."""
+    return path / IN_FOLDER if path.is_dir() else path.with_name(path.name + MANIFEST)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -30,28 +35,45 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def described(inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """The inputs of a command, by option, with digests of those that are files: to be asked for before an output takes
-    the place of one.
+def described(inputs: Mapping[str, Path | Sequence[Path] | None]) -> dict[str, Any]:
+    """The inputs of a command, by option, with digests of the files: to be asked for before an output takes the place
+    of one. Options that are not given are left out.
     """
+    given = {name: source for name, source in inputs.items() if source is not None}
     return {
-        name: {"path": str(source), "blake2b": file_digest(source)} if source.is_file() else {"path": str(source)}
-        for name, source in inputs.items()
+        name: _described(source) if isinstance(source, Path) else [_described(path) for path in source]
+        for name, source in given.items()
     }
 
 
-def write_manifest(path: Path, command: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Write the manifest of a file; of what is no file (a pipe, stdout) there is none.
+def _described(path: Path) -> dict[str, Any]:
+    if path.is_file():
+        return {"path": str(path), "blake2b": file_digest(path)}
+    if not path.is_dir():
+        return {"path": str(path)}
+    files = {str(file.relative_to(path)): file_digest(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    return {"path": str(path), "files": files}
+
+
+def write_manifest(
+    path: Path, command: str, inputs: Mapping[str, Any], facts: Mapping[str, Any], options: Options | None = None
+) -> None:
+    """Write the manifest of a file or a folder; of what is neither (a pipe, stdout) there is none.
 
     Args:
         path: The output.
         command: What made it.
         inputs: What it was made from; see `described`.
-        facts: What else decided its contents.
+        facts: What else decided its contents, such as the files of the models.
+        options: Those of the command; noted are those that decide what is in the output.
     """
-    if str(path) == "-" or (path.exists() and not path.is_file()):
+    if str(path) == "-" or (path.exists() and not path.is_file() and not path.is_dir()):
         return
     said = {"command": f"bgectl {command}", "bgectl": __version__, **versions(), "inputs": inputs, **facts}
+    if options is not None:
+        from bgectl.options.common import deciding
+
+        said["all_options"] = deciding(options)
     with replace_file(manifest_of(path)) as stream:
         stream.write((json.dumps(said, indent=2, ensure_ascii=False, default=str) + "\n").encode())
 

@@ -18,12 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bgectl import jsonl
+from bgectl.errors import RunError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +39,9 @@ LONGEST_NAME = 32
 
 LONGEST_LABEL = 56
 """Columns of the label under a picture."""
+
+FEWEST_MARKS = 30
+"""A line through fewer points than this shows each of them."""
 
 FEWEST_BINS = 8
 MOST_BINS = 40
@@ -79,6 +83,8 @@ main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
 h1, h2 { line-height: 1.25; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: 0 0 .5rem; }
 h2 { font-size: 1.15rem; margin: 0 0 .75rem; }
+header { margin: 2.5rem 0 0; }
+header h2 { font-size: 1.35rem; margin: 0 0 .25rem; }
 p { margin: 0 0 .75rem; overflow-wrap: anywhere; white-space: pre-line; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; margin: 1rem 0;
   padding: 1rem 1.25rem 1.25rem; }
@@ -277,6 +283,7 @@ class Page:
         self._title = title
         self._lead = lead
         self._sections: list[str] = []
+        self._parts = 1
 
     def facts(self, title: str, facts: Mapping[str, object]) -> None:
         """Names and values in two columns."""
@@ -326,6 +333,35 @@ class Page:
             picture = self._picture(_draw_histogram(finite, label), f"Histogram of {label}: {description}", legend)
         self._add(title, picture, note)
 
+    def lines(
+        self, title: str, groups: Mapping[str, Sequence[tuple[float, float]]], across: str, label: str, note: str = ""
+    ) -> None:
+        """A line for each group through its points.
+
+        Args:
+            title: Heading of the section.
+            groups: The points of each group, from left to right. Points that are not finite are left out.
+            across: What the first numbers are, such as steps.
+            label: What the second numbers are.
+            note: A remark under the picture.
+        """
+        finite = {
+            name: [point for point in points if all(map(math.isfinite, point))] for name, points in groups.items()
+        }
+        finite = {name: points for name, points in finite.items() if points}
+        if not finite:
+            self._add(title, NOTHING, note)
+            return
+        entries = [f"<li>{_swatch(index)}<span>{escaped(name)}</span></li>" for index, name in enumerate(finite)]
+        legend = f'<ul class="legend">{"".join(entries)}</ul>' if len(entries) > 1 else ""
+        description = "; ".join(
+            f"{name}, from {shown(points[0][1])} to {shown(points[-1][1])}" for name, points in finite.items()
+        )
+        with _drawing():
+            figure = _draw_lines(finite, across, label)
+            picture = self._picture(figure, f"{label} over {across}: {description}", legend)
+        self._add(title, picture, note)
+
     def bars(self, title: str, counts: Mapping[str, int | float], label: str, note: str = "") -> None:
         """A bar for each name, with its value at the end.
 
@@ -351,6 +387,34 @@ class Page:
         """A card for each query, with its texts; of long texts the rest opens on a click."""
         remark = f'<p class="note">{escaped(note)}</p>\n' if note else ""
         self._add(title, remark + ("\n".join(map(_card, cases)) or NOTHING))
+
+    def include(self, source: Path) -> None:
+        """All sections of another page of ours, with its title as a heading over them; ids stay apart.
+
+        Raises:
+            RunError: The file cannot be read, or is no such page.
+        """
+        try:
+            text = source.read_text(encoding="utf-8")
+            title = re.search(r"<h1>.*?</h1>\n(<p>.*?</p>\n)?", text, flags=re.DOTALL)
+            assert title is not None
+            sections = text[title.end() : text.rindex("</main>")]
+        except (OSError, ValueError, AssertionError) as problem:
+            raise RunError(f"is no page of bgectl's: {problem}", where=str(source)) from problem
+        heading = f'<header id="part-{self._parts}">{title[0].replace("h1>", "h2>")}</header>\n'
+        mark = f"part-{self._parts}-"
+        self._parts += 1
+
+        def apart(tag: re.Match[str]) -> str:
+            return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{mark}", tag[0])
+
+        self._sections.append(heading + re.sub(r"<[^>]*>", apart, sections))
+
+    def heading(self, title: str, lead: str = "") -> None:
+        """A heading over the sections that follow."""
+        paragraph = f"<p>{escaped(lead)}</p>\n" if lead else ""
+        self._sections.append(f'<header id="part-{self._parts}"><h2>{escaped(title)}</h2>\n{paragraph}</header>\n')
+        self._parts += 1
 
     def html(self) -> str:
         """The whole page."""
@@ -481,12 +545,35 @@ def _drawing() -> Iterator[None]:
         yield
 
 
-def _draw_histogram(groups: Mapping[str, FloatArray], label: str) -> Figure:
+def _axes(height: float, across: str, label: str) -> tuple[Figure, Any]:
+    """Axes with a scale on the left and one below."""
     from matplotlib.figure import Figure
 
-    height = 210.0
     figure = Figure(figsize=(WIDTH / 72, height / 72))
     axes = figure.add_axes((44 / WIDTH, 36 / height, (WIDTH - 50) / WIDTH, (height - 44) / height))
+    axes.margins(x=0.02)
+    axes.grid(axis="y", linewidth=0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["left", "top", "right"]].set_visible(False)
+    axes.set_xlabel(shortened(across, LONGEST_LABEL))
+    axes.set_ylabel(label)
+    return figure, axes
+
+
+def _draw_lines(groups: Mapping[str, Sequence[tuple[float, float]]], across: str, label: str) -> Figure:
+    figure, axes = _axes(190.0, across, label)
+    for index, points in enumerate(groups.values()):
+        dashes = DASHES[index % len(DASHES)]
+        axes.plot(
+            *zip(*points, strict=True), color=COLOURS[GROUPS[index % len(GROUPS)]][0], linewidth=STROKE,
+            linestyle=(0, dashes) if dashes else "solid", marker="o" if len(points) < FEWEST_MARKS else "",
+            markersize=3,
+        )  # fmt: skip
+    return figure
+
+
+def _draw_histogram(groups: Mapping[str, FloatArray], label: str) -> Figure:
+    figure, axes = _axes(210.0, label, "% of the group")
     edges = bin_edges(np.concatenate(list(groups.values())))
     for index, values in enumerate(groups.values()):
         heights = shares(values, edges)
@@ -497,12 +584,6 @@ def _draw_histogram(groups: Mapping[str, FloatArray], label: str) -> Figure:
             heights, edges, edgecolor=colour, linewidth=STROKE, linestyle=(0, dashes) if dashes else "solid", zorder=2
         )  # fmt: skip
     axes.set_ylim(bottom=0)
-    axes.margins(x=0.02)
-    axes.grid(axis="y", linewidth=0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines[["left", "top", "right"]].set_visible(False)
-    axes.set_xlabel(shortened(label, LONGEST_LABEL))
-    axes.set_ylabel("% of the group")
     return figure
 
 

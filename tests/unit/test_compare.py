@@ -11,8 +11,11 @@ from bgectl.evaluate.compare import compare
 from bgectl.evaluate.measure import Measures
 
 
+NONE = np.empty((0, 0), dtype=np.int64)
+
+
 def measures(values) -> Measures:
-    return Measures([f"q{number}" for number in range(len(values))], {"nDCG@10": np.array(values, dtype=float)})
+    return Measures([f"q{number}" for number in range(len(values))], {"nDCG@10": np.array(values, dtype=float)}, NONE)
 
 
 def test_counts_and_exact_p_value_by_hand():

@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 from bgectl import console
-from bgectl.errors import BgectlError, Interrupted
+from bgectl.errors import WITH_PARENT, BgectlError, Interrupted
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -36,6 +36,10 @@ def _run(words: list[str]) -> int:
             return code
         from bgectl.cli import app
 
+        if WITH_PARENT in os.environ:
+            from bgectl.launch import end_with_parent
+
+            end_with_parent()
         return app.run(words)
     except BgectlError as problem:
         if debug:

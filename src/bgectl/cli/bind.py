@@ -31,10 +31,11 @@ HELP = ("-h", "--help")
 def command_of(
     name: str,
     model: type[Options],
-    body: Callable[[Any], None],
+    body: Callable[..., None],
     *,
     epilog: str | None = None,
     project: Path | None = PROJECT_FILE,
+    with_config: bool = False,
 ) -> TyperCommand:
     """The Typer command that resolves `model` from flags and files and calls `body` with it.
 
@@ -44,6 +45,7 @@ def command_of(
         body: What to run; its docstring is the command's help.
         epilog: Shown at the end of `--help`, an example.
         project: The project file that is read too, if it is there.
+        with_config: `body` is also given the file of --config, or None.
     """
 
     def run(**given: Any) -> None:
@@ -51,11 +53,12 @@ def command_of(
         positional = given.pop("arguments", None) or []
         flags = {key: value for key, value in given.items() if value is not None}
         take_positional(model, positional, flags)
-        resolved = resolve(model, name, flags, Path(config) if config is not None else None, project=project)
+        file = Path(config) if config is not None else None
+        resolved = resolve(model, name, flags, file, project=project)
         if show:
             print(config_text(name, resolved))
             return
-        body(resolved.options)
+        body(resolved.options, *([file] if with_config else []))
 
     class Command(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ class Judged:
     prompts: list[str | None]
     left_out: int = 0
     itself: dict[int, int] = field(default_factory=dict)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Passage id → its index."""
+        return {passage: number for number, passage in enumerate(self.passage_ids)}
 
     @property
     def judgments(self) -> int:

@@ -40,10 +40,12 @@ class Measures:
     Args:
         query_ids: Q ids.
         values: Measure (`nDCG@10`, `MRR@10`, `MAP@100`, `Recall@k`) → (Q,) values between 0 and 1.
+        ranking: (Q, K) passages, best first; below 0 is none.
     """
 
     query_ids: list[str]
     values: dict[str, npt.NDArray[np.float64]]
+    ranking: npt.NDArray[np.int64]
 
     @property
     def means(self) -> dict[str, float]:
@@ -103,7 +105,7 @@ def measure(judged: Judged, indices: npt.NDArray[np.int64], cutoffs: Sequence[in
         values[names[found.measure]][where[found.query_id]] = found.value
     # pytrec_eval has reciprocal rank without a cutoff only; below rank 10 it is less than 1/10.
     values["MRR@10"][values["MRR@10"] < 0.1 - 1e-9] = 0.0
-    return Measures(judged.query_ids, values)
+    return Measures(judged.query_ids, values, indices)
 
 
 def evaluate_vectors(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, cast
 
 from bgectl import console, jsonl
 from bgectl.evaluate.compare import COMPARED, Comparison, compare
 from bgectl.evaluate.judged import Judged, load_judged
 from bgectl.evaluate.measure import Measures, evaluate_embedder, evaluate_heads
+from bgectl.manifest import described, write_manifest
+from bgectl.models.files import model_facts
 from bgectl.models.hub import Hub, check_model_name
 from bgectl.options.evaluate import EvalOptions
 
@@ -38,6 +41,8 @@ def run(options: EvalOptions) -> None:
     for model in options.model_name_or_path:
         check_model_name(model)
     output = jsonl.replace_file(options.output_file) if options.output_file else nullcontext()
+    if options.report is not None:
+        jsonl.check_target(options.report)
     with output as stream:
         judged = load_judged(options.eval_data, options.split)
         console.info(describe(judged))
@@ -46,10 +51,25 @@ def run(options: EvalOptions) -> None:
         report = {"data": counts(judged, options), **as_json(results, comparisons)}
         if stream is not None:
             stream.write(jsonl.dump(with_queries(report, results)) + b"\n")
+    if options.output_file is not None:
+        note(options)
+    if options.report is not None:
+        from bgectl.evaluate.page import write_page
+
+        write_page(options.report, judged, results, comparisons)
+        console.info(f"report: {options.report}")
     if options.format == "json":
         print(jsonl.dump(report).decode())
     else:
         show(judged, results, comparisons)
+
+
+def note(options: EvalOptions) -> None:
+    """Write the manifest of the JSON."""
+    hub = Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code)
+    inputs = described({"eval_data": options.eval_data, "examples_for_task": options.examples_for_task})
+    models = {"models": model_facts(options.model_name_or_path, hub)}
+    write_manifest(cast("Path", options.output_file), "eval", inputs, models, options)
 
 
 def describe(judged: Judged) -> str:
@@ -177,15 +197,21 @@ def short_names(models: list[str]) -> list[str]:
     return models
 
 
-def show(judged: Judged, results: list[Result], comparisons: list[tuple[Result, Result, Comparison]]) -> None:
-    """The tables on stdout."""
-    measures = list(results[0].measures.values)
+def labels(results: Sequence[Result]) -> list[str]:
+    """What each result is called in a table: a short name of its model, and its kind of score if there are others."""
     models = [result.model for result in results]
     names = dict(zip(models, short_names(models), strict=True))
     plain = all(result.score == "dense" for result in results)
+    return [names[result.model] if plain else f"{names[result.model]} {result.score}" for result in results]
+
+
+def show(judged: Judged, results: list[Result], comparisons: list[tuple[Result, Result, Comparison]]) -> None:
+    """The tables on stdout."""
+    measures = list(results[0].measures.values)
+    named = {id(result): name for result, name in zip(results, labels(results), strict=True)}
 
     def label(result: Result) -> str:
-        return names[result.model] if plain else f"{names[result.model]} {result.score}"
+        return named[id(result)]
 
     rows = [
         [label(result), *(f"{value:.4f}" for value in result.measures.means.values()), f"{result.seconds:.1f}"]

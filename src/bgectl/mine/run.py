@@ -20,6 +20,7 @@ from bgectl import console, distributed, jsonl
 from bgectl.data.rows import Row
 from bgectl.encode import Embedder, load_embedder
 from bgectl.errors import DataError
+from bgectl.manifest import described, write_manifest
 from bgectl.mine.approximate import check_factory
 from bgectl.mine.by_heads import HeadsFinder
 from bgectl.mine.found import Found
@@ -57,8 +58,13 @@ def run(options: MineOptions) -> None:
     with distributed.together(), run_folder(work := work_folder(options.work_folder, options.output_file)) as folder:
         mining = Mining(options, work, folder)
         mining.search()
+        first = distributed.rank() == 0
+        inputs = described({
+            name: getattr(options, name) for name in ("input_file", "candidate_pool", "exclude_qrels")
+        }) if first else {}  # fmt: skip
         write_together(options.output_file, mining.rows())
-        if distributed.rank() == 0:
+        if first:
+            write_manifest(options.output_file, "mine", inputs, mining.decided_by(), options)
             mining.finish(time.monotonic() - started)
             mining.report.show(mining.judge)
             mining.tell()
@@ -148,7 +154,7 @@ class Mining:
     def search(self) -> None:
         """Encode what is missing, score the positives, and find the candidates of every query."""
         options, inputs = self.options, self.inputs
-        files = digest(options.embedder_name_or_path, self.hub)
+        files = self.files = digest(options.embedder_name_or_path, self.hub)
         if options.score == "dense":
             self.space = Space(self.embedder, files, inputs, self.work, options.shard_size or SHARD)
             with self.report.stage("encoding", "texts") as stage:
@@ -174,6 +180,13 @@ class Mining:
             if options.fill == "deeper" and self.high < len(inputs.pool):
                 self.deep = self._deeper(self.found)
         self.embedder.close()
+
+    def decided_by(self) -> dict[str, Any]:
+        """What decides the negatives beside rows and options, for a manifest."""
+        return {
+            "embedder": self.options.embedder_name_or_path, "revision": self.options.revision, "files": self.files,
+            "dtype": str(self.embedder.dtype), "seed": self.options.seed,
+        }  # fmt: skip
 
     def _deeper(self, found: Found) -> Found | None:
         """Lower ranks for the queries whose range has too few candidates."""

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from bgectl.errors import RunError
-from bgectl.manifest import add_file
+from bgectl.errors import BgectlError, RunError
+from bgectl.manifest import IN_FOLDER, add_file
 from bgectl.models.hub import Hub, base_of, model_file, whole_model
 
-LEFT_OUT = ("README.md", ".gitattributes", "log.jsonl")
+LEFT_OUT = (IN_FOLDER, "README.md", ".gitattributes", "log.jsonl")
 COMMIT = 40
+
+
+def model_facts(names: Iterable[str], hub: Hub) -> list[dict[str, str | None]]:
+    """What a manifest says of models: where each came from, and a name for its contents (see `files_digest`); None
+    where the files are there no more: that must not cost what was made with them.
+    """
+    told = []
+    for name in names:
+        files = None
+        with suppress(BgectlError):
+            files = files_digest(name, hub)
+        told.append({"path": name, "revision": None if Path(name).is_dir() else hub.revision, "files": files})
+    return told
 
 
 def files_digest(name: str, hub: Hub) -> str:

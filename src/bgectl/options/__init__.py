@@ -29,6 +29,12 @@ MODELS: dict[str, Callable[[], type[Options]]] = {
     "train icl": _model("train", "TrainIclOptions"),
     "merge-lora": _model("merge", "MergeOptions"),
     "eval": _model("evaluate", "EvalOptions"),
+    "run": _model("run", "RunOptions"),
     "schema": _model("tools", "SchemaOptions"),
 }
 """Command → function that imports and returns its model."""
+
+
+def command_name(options: Options) -> str:
+    """The command whose options these are."""
+    return next(name for name, load in MODELS.items() if load() is type(options))

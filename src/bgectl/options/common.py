@@ -116,6 +116,21 @@ class WorkOptions(LaunchOptions, DeviceOptions):
         return "auto" if self.gpus is None else "cuda"
 
 
+ASIDE = frozenset({
+    *LaunchOptions.model_fields, "token", "cache_dir", "cache_path", "work_folder", "keep_work", "shard_size",
+    "devices", "batch_tokens", "search_batch_size", "reranker_batch_size", "workers", "dataloader_num_workers",
+    "use_gpu_for_searching", "output_file", "output_dir", "overwrite_output_dir", "resume", "report", "plot",
+    "format", "max_problems", "logging_steps", "save_steps", "save_total_limit", "report_to", "run_name", "dry_run",
+    "check",
+})  # fmt: skip
+"""Options of where and how something is computed and written, which decide nothing of what is in it but rounding."""
+
+
+def deciding(options: Options) -> dict[str, Any]:
+    """The options that decide what comes out, as JSON knows them."""
+    return options.model_dump(mode="json", exclude=set(ASIDE))
+
+
 class PromptOptions(Options):
     """The instructions put before queries and passages."""
 

@@ -41,6 +41,8 @@ class JudgedOptions(EmbedderClassOptions, HybridOptions, PromptOptions):
     """What to print on stdout."""
     output_file: Annotated[Path | None, Flag("--output", "-o")] = None
     """Also write the JSON, with the measures of each query, to this file."""
+    report: Path | None = None
+    """Write a page of HTML: the measures with pictures, and the queries that each model gained and lost, to read."""
     pooling_method: Pooling | None = None
     """How token vectors become one. Default: seen from the model's files, else known for its name, else cls."""
     normalize_embeddings: bool | None = None

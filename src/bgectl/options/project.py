@@ -61,6 +61,7 @@ def project_values(model: str) -> dict[str, dict[str, Any]]:
         },
         "merge-lora": {"adapters": [f"{OUTPUT}-llm"], "output_dir": f"{OUTPUT}-llm-merged"},
         "eval": {"model_name_or_path": [model, OUTPUT], "eval_data": "eval"},
+        "run": {"stages": ["validate", "mine", "score", "train-base", "eval"]},
     }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ def resolve(
     config: Path | None = None,
     *,
     project: Path | None = PROJECT_FILE,
+    fallback: Mapping[str, Any] | None = None,
 ) -> Resolved:
     """Merge flags over `--config` over the working directory's `bgectl.yaml` over the defaults, and check the result.
 
@@ -44,12 +45,13 @@ def resolve(
         flags: The values given on the command line, by field name.
         config: The file given as `--config`.
         project: The file read when it exists; None reads none.
+        fallback: Values that take the place of defaults.
 
     Raises:
         UsageError: A file cannot be read, a key is unknown, or a value breaks a rule; all of these are named.
     """
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    values: dict[str, Any] = dict(fallback or {})
+    sources: dict[str, str] = dict.fromkeys(values, "pipeline")
     problems: list[str] = []
     if project is not None and project.is_file():
         section = section_of(read_yaml(project), command, project)
@@ -177,6 +179,23 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     if near:
         return f"did you mean `{plain[near[0]]}`?"
     return f"known: {', '.join(known)}" if len(known) <= 12 else "`--help` lists what is known"
+
+
+def sections_in(path: Path) -> list[str]:
+    """The commands that have a section in a file.
+
+    Raises:
+        UsageError: The file cannot be read.
+    """
+    content = read_yaml(path)
+    found = []
+    for command in COMMANDS:
+        part: Any = content
+        for word in command.split():
+            part = part.get(word) if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            found.append(command)
+    return found
 
 
 def section_of(content: Mapping[Key, Any], command: str, path: Path, *, flat: bool = False) -> Mapping[Key, Any]:

@@ -50,7 +50,7 @@ def run(options: RelabelOptions) -> None:
             facts = teacher.facts if teacher else told
             write_manifest(options.output_file, "relabel", inputs, {
                 **facts, "relabel": options.model_dump(mode="json", include=RULE),
-            })  # fmt: skip
+            }, options)  # fmt: skip
             relabelling.tell(time.monotonic() - started)
         if teacher is not None and not options.keep_work:
             teacher.teacher.forget()

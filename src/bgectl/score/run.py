@@ -44,7 +44,7 @@ def run(options: ScoreOptions) -> None:
         inputs = described({"input_file": options.input_file}) if distributed.rank() == 0 else {}
         write_together(options.output_file, scoring.rows(source))
         if distributed.rank() == 0:
-            write_manifest(options.output_file, "score", inputs, teacher.facts)
+            write_manifest(options.output_file, "score", inputs, teacher.facts, options)
         scoring.tell(time.monotonic() - started)
         if not options.keep_work:
             teacher.teacher.forget()

@@ -22,6 +22,7 @@ from bgectl.data.prompts import Prompts
 from bgectl.encode import embedder_over
 from bgectl.errors import RunError, UsageError
 from bgectl.jsonl import plain_mode
+from bgectl.manifest import described, write_manifest
 from bgectl.models.adapter import WEIGHTS, Adapter, add_in_place, make_room, put_layers, read_adapter
 from bgectl.models.decoder import end_of, end_texts, is_decoder
 from bgectl.models.encoder import (
@@ -36,6 +37,7 @@ from bgectl.models.encoder import (
     written,
 )
 from bgectl.models.facts import EmbedderFacts, embedder_facts
+from bgectl.models.files import model_facts
 from bgectl.models.hub import ADAPTER_CONFIG, Hub, model_file
 from bgectl.models.lora import embedding_name
 from bgectl.models.weights import Weights, open_weights, write_weights
@@ -103,6 +105,9 @@ def merge(
         with written(beside):
             write_merged(beside, adapters, base, config, weights, dtype, shard, own_hub)
             write_card(beside, out.name, adapters, base, facts)
+            inputs = described({"adapters": [Path(folder) / WEIGHTS for folder in folders]})
+            models = {"models": model_facts([base], own_hub), "dtype": None if dtype is None else str(dtype)}
+            write_manifest(beside, "merge-lora", inputs, models)
         save_beside(beside, tokenizer, facts, config)
         for path in beside.rglob("*.safetensors"):
             path.chmod(plain_mode())

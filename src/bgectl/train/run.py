@@ -32,12 +32,15 @@ from bgectl.heads import SCORES
 from bgectl.launch import Place, place
 from bgectl.losses.embedding import EmbeddingLoss
 from bgectl.losses.unified import HEADS, UnifiedLoss
+from bgectl.manifest import described, write_manifest
 from bgectl.models.adapter import save_adapter
 from bgectl.models.encoder import ADAPTER, Encoder, quiet_libraries, save_beside, save_embedder, written
 from bgectl.models.facts import EmbedderFacts
+from bgectl.models.files import model_facts
 from bgectl.models.hub import Hub
 from bgectl.models.lora import merged, trained_names
 from bgectl.models.m3 import apart, colbert_sizes, save_heads
+from bgectl.options import command_name
 from bgectl.options.train import TrainIclOptions, TrainLlmOptions, TrainM3Options, TrainOptions
 from bgectl.train.arguments import check_machine, check_trainer_names, training_arguments
 from bgectl.train.batches import BatchPlan
@@ -454,6 +457,13 @@ def finish(
         versions = f"# bgectl {__version__}, transformers {transformers.__version__}, torch {torch.__version__}\n"
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         (folder / "options.yaml").write_text(versions + text, encoding="utf-8")
+        hub = Hub(options.revision, options.cache_dir, options.token, options.trust_remote_code)
+        facts = {
+            "models": model_facts([options.model_name_or_path], hub), "seed": options.seed, "processes": here.world,
+            "steps": steps, "weights_of": held_out.best_step if held_out and held_out.best_step else steps,
+        }  # fmt: skip
+        inputs = described({"train_data": options.train_data, "eval_data": options.eval_data})
+        write_manifest(folder, command_name(options), inputs, facts, options)
 
     made = write_model(options.output_dir, write)
     write_mark(options.output_dir, [*made, MERGED] if merges else made)

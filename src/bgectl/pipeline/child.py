@@ -1,0 +1,136 @@
+"""One stage as a process of its own, which tells what it does in lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bgectl.errors import WITH_PARENT, BgectlError, Interrupted
+from bgectl.options.yaml_file import yaml_value
+from bgectl.pipeline.plan import Stage
+
+
+class StageFailed(BgectlError):
+    """A stage ended with an error, which is told as its own.
+
+    Args:
+        message: What it said.
+        exit_code: What it ended with.
+        hint: What to do.
+    """
+
+    def __init__(self, message: str, *, exit_code: int, hint: str | None) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
+def run_stage(stage: Stage, more: dict[str, Any], folder: Path, heard: Callable[[dict[str, Any]], None]) -> str:
+    """Run a stage to its end.
+
+    Args:
+        stage: The stage.
+        more: Options beside its own, such as that training goes on.
+        folder: For its options, what it printed (`NAME.out`) and what it said (`NAME.log`).
+        heard: Called with each thing it says.
+
+    Returns:
+        What it printed on stdout.
+
+    Raises:
+        StageFailed: It failed; the error is what it said last.
+        Interrupted: By a signal, which it was told of too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    options = folder / f"{stage.name}.yaml"
+    values = {**stage.options.model_dump(mode="json", exclude_unset=True), **more}
+    token = values.pop("token", None)
+    options.write_text("".join(f"{name}: {yaml_value(value)}\n" for name, value in values.items()), encoding="utf-8")
+    command = [sys.executable, "-m", "bgectl", *stage.command.split(), "--config", str(options)]
+    environment = {**os.environ, "BGECTL_LOG_FORMAT": "json", WITH_PARENT: "1"}
+    if token:
+        environment["HF_TOKEN"] = str(token)
+    last: dict[str, Any] = {}
+    with (
+        (folder / f"{stage.name}.out").open("w+b") as out,
+        (folder / f"{stage.name}.log").open("w", encoding="utf-8") as log,
+        # A session of its own: Ctrl-C reaches it once, by us.
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, env=environment,
+            start_new_session=True, text=True, encoding="utf-8", errors="replace",
+        ) as process,
+        passed_on(process) as signals,
+    ):  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            said = _said(line)
+            if said.get("level") != "progress":
+                log.write(told(said) + "\n")
+                log.flush()
+            if said.get("level") == "error":
+                last = said
+            heard(said)
+        code = process.wait()
+        out.seek(0)
+        printed = out.read().decode("utf-8", "replace")
+    if signals:
+        message = str(last.get("message") or "interrupted")
+        raise Interrupted(f"{stage.name}: {message}", signal=signals[0], hint="`bgectl run` goes on from there")
+    if code:
+        raise StageFailed(
+            f"{stage.name}: {last.get('message') or ended(code)}", exit_code=code if code in (1, 2) else 1,
+            hint="; ".join(filter(None, [last.get("hint"), f"all it said is in {folder / stage.name}.log"])),
+        )  # fmt: skip
+    return printed
+
+
+def _said(line: str) -> dict[str, Any]:
+    """A line of the log; what is no JSON comes from a library."""
+    try:
+        said = json.loads(line)
+    except ValueError:
+        said = None
+    return said if isinstance(said, dict) else {"level": "other", "message": line.rstrip("\n")}
+
+
+def told(said: dict[str, Any]) -> str:
+    """What was said as a line of text."""
+    if isinstance(table := said.get("table"), dict):
+        lines = [table.get("title", ""), "\t".join(table.get("columns", []))]
+        return "\n".join([*lines, *("\t".join(row) for row in table.get("rows", []))])
+    level = said.get("level")
+    start = f"{level}: " if level in ("warning", "error") else ""
+    return f"{start}{said.get('message', '')}" + (f"\nhint: {said['hint']}" if said.get("hint") else "")
+
+
+def ended(code: int) -> str:
+    """An exit code in words."""
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
+    return f"was ended by {name}" + ("; the system kills processes when memory runs out" if name == "SIGKILL" else "")
+
+
+@contextmanager
+def passed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """Pass Ctrl-C and SIGTERM on to a process, and go on waiting for its orderly end; what came is listed."""
+    seen: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        seen.append(number)
+        process.send_signal(number)
+
+    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        if process.poll() is None:
+            process.kill()

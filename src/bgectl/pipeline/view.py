@@ -1,0 +1,133 @@
+"""What is seen of a running pipeline: a table that lives on a terminal, a line for each thing elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bgectl import console
+from bgectl.pipeline.plan import Stage
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MARKS = {"waiting": "·", "running": "▶", "done": "✔", "unchanged": "✔", "left out": "–", "failed": "✘", "stopped": "■"}
+STYLES = {"running": "bold", "done": "green", "unchanged": "dim", "left out": "dim", "failed": "bold red"}
+
+
+@dataclass
+class Line:
+    """One stage as it stands.
+
+    Attributes:
+        name: Its name.
+        status: A key of MARKS.
+        note: What it is doing, or why it runs.
+        started: When it began (`time.monotonic`).
+        seconds: How long it took.
+    """
+
+    name: str
+    status: str = "waiting"
+    note: str = ""
+    started: float = 0.0
+    seconds: float | None = None
+
+    @property
+    def time(self) -> str:
+        """How long it took, or has been at work."""
+        if self.status == "running":
+            return clock(time.monotonic() - self.started)
+        return "" if self.seconds is None else clock(self.seconds)
+
+
+def clock(seconds: float) -> str:
+    """`0:07`, `12:34`, `1:02:03`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class View:
+    """The stages on the terminal.
+
+    Args:
+        stages: In their order.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.lines = {stage.command: Line(stage.name) for stage in stages}
+        self._live: Any = None
+
+    @contextmanager
+    def shown(self) -> Iterator[View]:
+        """Draw the table while the pipeline runs, where there is a terminal."""
+        if not console.draws():
+            yield self
+            return
+        from rich.live import Live
+
+        with Live(get_renderable=self._table, console=console.stderr(), refresh_per_second=4) as self._live:
+            yield self
+        self._live = None
+
+    def _table(self) -> Table:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+        for name in ("", "stage", "", "time"):
+            table.add_column(name, justify="right" if name == "time" else "left", no_wrap=True)
+        table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
+        for line in self.lines.values():
+            style = STYLES.get(line.status, "")
+            cells = (MARKS[line.status], line.name, line.status, line.time, line.note)
+            table.add_row(*(Text(cell, style=style) for cell in cells))
+        return table
+
+    def set(self, stage: Stage, status: str, note: str = "", seconds: float | None = None) -> None:
+        """A stage has come to another point."""
+        line = self.lines[stage.command]
+        if status == "running":
+            line.started = time.monotonic()
+        line.status, line.note, line.seconds = status, note, seconds
+        if self._live is not None:
+            self._live.refresh()
+            return
+        if status != "waiting":
+            took = f" in {clock(seconds)}" if seconds is not None and status == "done" else ""
+            console.info(f"{line.name}: {status}{took}" + (f" ({note})" if note else ""))
+
+    def heard(self, stage: Stage, said: dict[str, Any]) -> None:
+        """A stage says something."""
+        level, message = said.get("level"), str(said.get("message", ""))
+        line = self.lines[stage.command]
+        if level == "progress":
+            line.note = of_progress(said)
+        elif level == "warning":
+            console.warn(f"{line.name}: {message}")
+        elif isinstance(table := said.get("table"), dict) and self._live is None:
+            console.table(f"{line.name}: {table['title']}", table["columns"], table["rows"])
+        elif level == "info" and message:
+            if self._live is None:
+                console.info(f"{line.name}: {message}")
+            else:
+                line.note = message.splitlines()[0]
+
+
+def of_progress(said: dict[str, Any]) -> str:
+    """`Encoding 1,200/5,000 texts, 400/s, 0:09 left`."""
+    total = said.get("total")
+    done = f"{said.get('done', 0):,}" + (f"/{total:,}" if total else "")
+    parts = [f"{said.get('task', '')} {done} {said.get('unit', '')}".strip()]
+    if isinstance(loss := said.get("loss"), float):
+        parts.append(f"loss {loss:.4f}")
+    if rate := said.get("rate"):
+        parts.append(f"{rate:,.1f}/s" if rate < 10 else f"{rate:,.0f}/s")
+    if (left := said.get("remaining")) is not None:
+        parts.append(f"{clock(left)} left")
+    return ", ".join(parts)
