@@ -41,7 +41,7 @@ def main(words: list[str]) -> int:
         return 2
     cores = max(1, (os.cpu_count() or 1) // wanted)
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
-    if not debug:
+    if not debug and not console.verbose():
         # Its loggers set levels of their own, and what they say of a failure is longer than the failure.
         logging.disable(logging.CRITICAL)
     try:
@@ -118,4 +118,6 @@ def tell(failures: Mapping[int, Any]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with console.streams():
+        ending = main(sys.argv[1:])
+    sys.exit(ending)

@@ -7,20 +7,29 @@ import sys
 from typing import NoReturn
 
 from bgectl import console
-from bgectl.errors import WITH_PARENT, BgectlError, Interrupted
+from bgectl.errors import WITH_PARENT, BgectlError, Interrupted, UsageError
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the program and exit with its code; see `bgectl.errors` for the codes."""
     words = sys.argv[1:] if arguments is None else arguments
+    before = {name: os.environ.get(name) for name in (console.LOG_FORMAT, console.VERBOSITY)}
     try:
-        code = _run(list(words))
-        sys.stdout.flush()
+        console.choose(words)
+        with console.streams():
+            code = _run(list(words))
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader of a pipe went away, so there is nobody left to tell; Python itself would write once more at its
         # end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    finally:
+        # They are this command line's own.
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
     sys.exit(code)
 
 
@@ -34,6 +43,7 @@ def _run(words: list[str]) -> int:
             text, code = complete.answer(os.environ)
             print(text)
             return code
+        check_environment()
         from bgectl.cli import app
 
         if WITH_PARENT in os.environ:
@@ -60,6 +70,18 @@ def _run(words: list[str]) -> int:
         text = str(problem).strip() or type(problem).__name__
         hint = "`--debug` shows where; please report it if it is a bug"
         return _failed(problem, f"{type(problem).__name__}: {text}", hint, 1)
+
+
+def check_environment() -> None:
+    """Refuse values that messages cannot be shown by.
+
+    Raises:
+        UsageError: A variable has such a value.
+    """
+    for name, known in ((console.LOG_FORMAT, console.FORMATS), (console.VERBOSITY, console.VERBOSITIES)):
+        value = os.environ.get(name)
+        if value and value not in known:
+            raise UsageError(f"is not one of {', '.join(known)} (given: {value!r})", where=name)
 
 
 def _failed(problem: BaseException, message: str, hint: str | None, code: int) -> int:

@@ -8,6 +8,7 @@ text until the model checks them, which finds all problems at once and words the
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from bgectl import console
 from bgectl.cli import help
 from bgectl.errors import UsageError
 from bgectl.options.base import Options, flag_of, shape_of
@@ -49,16 +51,21 @@ def command_of(
     """
 
     def run(**given: Any) -> None:
-        config, show, _ = (given.pop(option.name) for option in EVERY_COMMAND)
+        common = {option.name: given.pop(option.name) for option in EVERY_COMMAND}
+        config = common["config"]
+        set_messages(verbose=common["verbose"], quiet=common["quiet"], log_format=common["log_format"])
         positional = given.pop("arguments", None) or []
         flags = {key: value for key, value in given.items() if value is not None}
         take_positional(model, positional, flags)
         file = Path(config) if config is not None else None
         resolved = resolve(model, name, flags, file, project=project)
-        if show:
+        if common["print_config"]:
             print(config_text(name, resolved))
             return
-        body(resolved.options, *([file] if with_config else []))
+        if console.verbose():
+            tell_sources(name, resolved)
+        with console.stage(f"bgectl {name}"):
+            body(resolved.options, *([file] if with_config else []))
 
     class Command(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -74,6 +81,29 @@ def command_of(
     command = typer.main.get_command(app)
     assert isinstance(command, TyperCommand)
     return command
+
+
+def set_messages(*, verbose: bool | None, quiet: bool | None, log_format: str | None) -> None:
+    """Let this process and those it starts say what the flags ask for; see `console`.
+
+    Raises:
+        UsageError: The flags contradict each other.
+    """
+    if verbose and quiet:
+        raise UsageError("--verbose and --quiet exclude each other")
+    if log_format is not None and log_format not in console.FORMATS:
+        raise UsageError(f"--log-format: is not one of {', '.join(console.FORMATS)} (given: {log_format!r})")
+    if verbose or quiet:
+        os.environ[console.VERBOSITY] = "verbose" if verbose else "quiet"
+    if log_format is not None:
+        os.environ[console.LOG_FORMAT] = log_format
+
+
+def tell_sources(command: str, resolved: Resolved) -> None:
+    """Which options have other values than their defaults, and where those came from."""
+    for line in config_text(command, resolved).splitlines():
+        if not line.endswith("# default"):
+            console.detail(line.removeprefix("# "))
 
 
 def hyphenate(word: str) -> str:
@@ -181,7 +211,9 @@ def rewrite(model: type[Options], words: Sequence[str]) -> list[str]:
             elif equals and value.lower() not in TRUE | FALSE:
                 problems.append(f"{head}: takes True or False (given: {value!r})")
             else:
-                result.append("--no-" + long[2:] if value.lower() in FALSE else head)
+                off = value.lower() in FALSE
+                if not (off and flags[head].only_on):
+                    result.append("--no-" + long[2:] if off else head)
             continue
         if flags[head].bare and not equals and not (left and left[0].lower() in TRUE | FALSE | set(shape.choices)):
             result += [long, str(flags[head].bare)]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from bgectl import console
 from bgectl.errors import RunError
 
 BATCH = 4096
@@ -78,7 +79,8 @@ def _load(name: str) -> Any:
     from transformers.utils import logging
 
     # "Token indices sequence length is longer than ..." is what we are about to count.
-    logging.set_verbosity_error()
+    if not console.verbose():
+        logging.set_verbosity_error()
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, TypeError) as problem:

@@ -288,11 +288,16 @@ def layout(facts: EmbedderFacts, config: Any) -> dict[str, Any]:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own bars and advice off the user's terminal; warnings about errors stay."""
+    """Keep the libraries' own bars and advice off the user's terminal; warnings about errors stay. `--verbose` shows
+    what they say.
+    """
     if not torch.cuda.is_available():
         # Else DeepSpeed, which accelerate imports where it is installed, warns that it has looked in vain for a GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Of their own calls into newer releases of torch, which a user can do nothing about.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    transformers.utils.logging.set_verbosity_error()
+    if console.verbose():
+        transformers.utils.logging.set_verbosity_warning()
+    else:
+        # Of their own calls into newer releases of torch, which a user can do nothing about.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -100,6 +100,33 @@ EVERY_COMMAND = [
         text="Show the traceback when something fails.",
         only_on=True,
     ),
+    Described(
+        name="verbose",
+        flag="--verbose",
+        others=("-v",),
+        shape=Shape(bool),
+        value="",
+        text="Say more: where options came from, how long each stage took, and what the libraries say themselves.",
+        only_on=True,
+    ),
+    Described(
+        name="quiet",
+        flag="--quiet",
+        others=("-q",),
+        shape=Shape(bool),
+        value="",
+        text="Show only warnings and errors, and the results on stdout.",
+        only_on=True,
+    ),
+    Described(
+        name="log_format",
+        flag="--log-format",
+        others=(),
+        shape=Shape(str, choices=("text", "json")),
+        value="text|json",
+        text="Form of what is said on stderr; `json` is one object a line, for programs.",
+        default="text",
+    ),
 ]
 """What every command takes beside the fields of its model."""
 

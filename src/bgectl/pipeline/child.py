@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bgectl import console
 from bgectl.errors import WITH_PARENT, BgectlError, Interrupted
 from bgectl.options.yaml_file import yaml_value
 from bgectl.pipeline.plan import Stage
+from bgectl.pipeline.view import of_progress
 
 
 class StageFailed(BgectlError):
@@ -53,7 +55,7 @@ def run_stage(stage: Stage, more: dict[str, Any], folder: Path, heard: Callable[
     token = values.pop("token", None)
     options.write_text("".join(f"{name}: {yaml_value(value)}\n" for name, value in values.items()), encoding="utf-8")
     command = [sys.executable, "-m", "bgectl", *stage.command.split(), "--config", str(options)]
-    environment = {**os.environ, "BGECTL_LOG_FORMAT": "json", WITH_PARENT: "1"}
+    environment = {**os.environ, console.LOG_FORMAT: "json", WITH_PARENT: "1"}
     if token:
         environment["HF_TOKEN"] = str(token)
     last: dict[str, Any] = {}
@@ -70,7 +72,7 @@ def run_stage(stage: Stage, more: dict[str, Any], folder: Path, heard: Callable[
         assert process.stderr is not None
         for line in process.stderr:
             said = _said(line)
-            if said.get("level") != "progress":
+            if said.get("level") != "progress" or "loss" in said:
                 log.write(told(said) + "\n")
                 log.flush()
             if said.get("level") == "error":
@@ -96,7 +98,7 @@ def _said(line: str) -> dict[str, Any]:
         said = json.loads(line)
     except ValueError:
         said = None
-    return said if isinstance(said, dict) else {"level": "other", "message": line.rstrip("\n")}
+    return said if isinstance(said, dict) else {"level": "warning", "message": line.rstrip("\n")}
 
 
 def told(said: dict[str, Any]) -> str:
@@ -104,6 +106,8 @@ def told(said: dict[str, Any]) -> str:
     if isinstance(table := said.get("table"), dict):
         lines = [table.get("title", ""), "\t".join(table.get("columns", []))]
         return "\n".join([*lines, *("\t".join(row) for row in table.get("rows", []))])
+    if said.get("level") == "progress":
+        return of_progress(said)
     level = said.get("level")
     start = f"{level}: " if level in ("warning", "error") else ""
     return f"{start}{said.get('message', '')}" + (f"\nhint: {said['hint']}" if said.get("hint") else "")

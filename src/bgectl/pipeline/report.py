@@ -12,10 +12,10 @@ from bgectl import console
 from bgectl.data.stats import FileStats, count_files
 from bgectl.errors import BgectlError
 from bgectl.jsonl import expand_paths
+from bgectl.meter import duration
 from bgectl.options.train import TrainOptions
 from bgectl.pipeline.plan import Stage
 from bgectl.pipeline.state import State
-from bgectl.pipeline.view import clock
 
 if TYPE_CHECKING:
     from bgectl.page import Page
@@ -68,7 +68,7 @@ def add_stages(page: Page, stages: Sequence[Stage], state: State) -> None:
     for stage in stages:
         entry = state.stages.get(stage.command) or {}
         seconds = entry.get("seconds")
-        took = "" if seconds is None else clock(seconds)
+        took = "" if seconds is None else duration(seconds)
         rows.append(
             [stage.name, entry.get("status", "not run"), took, str(stage.output or ""), entry.get("bgectl", "")]
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bgectl import console
+from bgectl.meter import duration
 from bgectl.pipeline.plan import Stage
 
 if TYPE_CHECKING:
@@ -40,15 +41,8 @@ class Line:
     def time(self) -> str:
         """How long it took, or has been at work."""
         if self.status == "running":
-            return clock(time.monotonic() - self.started)
-        return "" if self.seconds is None else clock(self.seconds)
-
-
-def clock(seconds: float) -> str:
-    """`0:07`, `12:34`, `1:02:03`."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+            return duration(time.monotonic() - self.started)
+        return "" if self.seconds is None else duration(self.seconds)
 
 
 class View:
@@ -61,11 +55,12 @@ class View:
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.lines = {stage.command: Line(stage.name) for stage in stages}
         self._live: Any = None
+        self._due = 0.0
 
     @contextmanager
     def shown(self) -> Iterator[View]:
         """Draw the table while the pipeline runs, where there is a terminal."""
-        if not console.draws():
+        if console.quiet() or not console.live():
             yield self
             return
         from rich.live import Live
@@ -94,25 +89,35 @@ class View:
         line = self.lines[stage.command]
         if status == "running":
             line.started = time.monotonic()
+            self._due = line.started + console.SECONDS_TO_FIRST_LINE
         line.status, line.note, line.seconds = status, note, seconds
         if self._live is not None:
             self._live.refresh()
             return
         if status != "waiting":
-            took = f" in {clock(seconds)}" if seconds is not None and status == "done" else ""
+            took = f" in {duration(seconds)}" if seconds is not None and status == "done" else ""
             console.info(f"{line.name}: {status}{took}" + (f" ({note})" if note else ""))
 
     def heard(self, stage: Stage, said: dict[str, Any]) -> None:
         """A stage says something."""
         level, message = said.get("level"), str(said.get("message", ""))
         line = self.lines[stage.command]
+        if console.as_json():
+            rest = {name: value for name, value in said.items() if name not in ("time", "level")}
+            console.record(str(level), stage=line.name, **rest)
+            return
         if level == "progress":
             line.note = of_progress(said)
+            if self._live is None and ("loss" in said or time.monotonic() >= self._due):
+                console.info(f"{line.name}: {line.note}")
+                self._due = time.monotonic() + console.SECONDS_TO_NEXT_LINE
         elif level == "warning":
             console.warn(f"{line.name}: {message}")
         elif isinstance(table := said.get("table"), dict) and self._live is None:
             console.table(f"{line.name}: {table['title']}", table["columns"], table["rows"])
         elif level == "info" and message:
+            if measures := said.get("measures"):
+                message += ": " + "  ".join(f"{name} {value:.4f}" for name, value in measures.items())
             if self._live is None:
                 console.info(f"{line.name}: {message}")
             else:
@@ -129,5 +134,5 @@ def of_progress(said: dict[str, Any]) -> str:
     if rate := said.get("rate"):
         parts.append(f"{rate:,.1f}/s" if rate < 10 else f"{rate:,.0f}/s")
     if (left := said.get("remaining")) is not None:
-        parts.append(f"{clock(left)} left")
+        parts.append(f"{duration(left)} left")
     return ", ".join(parts)

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from bgectl import console
 from bgectl.distributed import gather_objects, largest, rank, wait
 from bgectl.losses.unified import HEADS
+from bgectl.meter import Meter, duration
 from bgectl.train.checkpoints import finish
 
 PARTS = (*HEADS, "ensemble")
@@ -35,29 +36,23 @@ class Progress(TrainerCallback):
     def __init__(self, log: Path, counts: Callable[[], tuple[int, int]]) -> None:
         self.log = log
         self.counts = counts
-        self.bar: Any = None
-        self.task: Any = None
+        self.line: Any = None
+        self.meter = Meter(None)
         self.started = 0.0
         self.before = (0, 0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started = time.monotonic()
         self.before = self.counts()
-        if not console.stderr().is_terminal or not state.is_world_process_zero:
+        self.meter = Meter(int(state.max_steps), int(state.global_step))
+        if not state.is_world_process_zero or console.quiet() or not console.live():
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        from bgectl.bar import open_line
 
-        self.bar = Bar(
-            TextColumn("Training"), BarColumn(), MofNCompleteColumn(), TextColumn("steps {task.fields[note]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), console=console.stderr(),
-        )  # fmt: skip
-        self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, note="")
-        self.bar.start()
+        self.line = open_line("Training", "steps", self.meter)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.bar:
-            self.bar.update(self.task, completed=state.global_step)
+        self.meter.add(int(state.global_step) - self.meter.done)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not logs:
@@ -77,22 +72,27 @@ class Progress(TrainerCallback):
         heads = [f"{name} {logs[key]:.3f}" for name in PARTS if (key := f"loss_{name}") in logs]
         parts = f" ({', '.join(heads)})" if heads else ""
         speed = f"{examples / seconds:,.1f} examples/s  {tokens / seconds:,.0f} tokens/s"
-        if self.bar:
-            self.bar.update(self.task, note=f" loss {logs['loss']:.4f}{parts}  {speed}")
-        else:
-            rate = logs.get("learning_rate", 0.0)
-            console.info(
-                f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}{parts}  lr {rate:.2e}  {speed}"
-            )
+        if self.line:
+            self.line.note = f"loss {logs['loss']:.4f}{parts}  {speed}"
+            return
+        rate = logs.get("learning_rate", 0.0)
+        console.training_step(
+            self.meter,
+            f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}{parts}  lr {rate:.2e}  {speed}"
+            f"  {duration(self.meter.remaining or 0)} left",
+            {"loss": float(logs["loss"]), "learning_rate": float(rate), "examples_per_second": examples / seconds},
+        )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()
 
     def close(self) -> None:
         """Take the bar off the terminal; a run that fails calls this too."""
-        if self.bar:
-            self.bar.stop()
-            self.bar = None
+        if self.line:
+            from bgectl.bar import close_line
+
+            close_line(self.line)
+            self.line = None
 
 
 class Collapse(TrainerCallback):
@@ -172,7 +172,8 @@ class Stopping(TrainerCallback):
             self.seen = number
             if rank() == 0:
                 # Not by way of the console, which may be in the middle of a line.
-                os.write(2, b"\nfinishing the step and writing a checkpoint; once more to stop at once\n")
+                said = "finishing the step and writing a checkpoint; once more to stop at once"
+                os.write(2, console.json_line("warning", message=said) if console.as_json() else f"\n{said}\n".encode())
             return
         self.at_once = True
         raise KeyboardInterrupt
@@ -281,7 +282,7 @@ class HeldOut(TrainerCallback):
             self.history.append((step, measures))
         if self.log is not None:
             self.log({f"eval_{name}": value for name, value in measures.items()})
-        console.info(f"{label}: " + "  ".join(f"{name} {value:.4f}" for name, value in measures.items()))
+        console.info(label, measures=measures)
 
 
 def rewind_log(log: Path, step: int) -> None:
