@@ -10,7 +10,6 @@ import pytest
 from bgectl.evaluate.compare import compare
 from bgectl.evaluate.measure import Measures
 
-
 NONE = np.empty((0, 0), dtype=np.int64)
 
 

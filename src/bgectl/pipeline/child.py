@@ -26,11 +26,13 @@ class StageFailed(BgectlError):
         message: What it said.
         exit_code: What it ended with.
         hint: What to do.
+        printed: What it printed on stdout, such as the problems of the data.
     """
 
-    def __init__(self, message: str, *, exit_code: int, hint: str | None) -> None:
+    def __init__(self, message: str, *, exit_code: int, hint: str | None, printed: str) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code
+        self.printed = printed
 
 
 def run_stage(stage: Stage, more: dict[str, Any], folder: Path, heard: Callable[[dict[str, Any]], None]) -> str:
@@ -85,8 +87,9 @@ def run_stage(stage: Stage, more: dict[str, Any], folder: Path, heard: Callable[
         message = str(last.get("message") or "interrupted")
         raise Interrupted(f"{stage.name}: {message}", signal=signals[0], hint="`bgectl run` goes on from there")
     if code:
+        why = "what it found is above" if printed and not last else ended(code)
         raise StageFailed(
-            f"{stage.name}: {last.get('message') or ended(code)}", exit_code=code if code in (1, 2) else 1,
+            f"{stage.name}: {last.get('message') or why}", exit_code=code if code in (1, 2) else 1, printed=printed,
             hint="; ".join(filter(None, [last.get("hint"), f"all it said is in {folder / stage.name}.log"])),
         )  # fmt: skip
     return printed

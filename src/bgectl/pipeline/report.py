@@ -43,6 +43,7 @@ def write_report(stages: Sequence[Stage], state: State) -> Path | None:
     from bgectl.page import Page
 
     page = Page("Pipeline", f"What `bgectl run` made in {state.folder.absolute()}.")
+    add_result(page, stages, state)
     add_stages(page, stages, state)
     add_data(page, stages)
     for stage in stages:
@@ -57,9 +58,32 @@ def write_report(stages: Sequence[Stage], state: State) -> Path | None:
                 page.include(report)
             except BgectlError as problem:
                 console.warn(f"{problem.where}: {problem.message}; it is not in the report")
+    add_options(page, stages)
     page.write(target)
     state.report = made_of
     return target
+
+
+def add_result(page: Page, stages: Sequence[Stage], state: State) -> None:
+    """What evaluation found, in short: the reader's first question."""
+    for stage in stages:
+        found = stage.output
+        if stage.command != "eval" or found is None or state.stages.get("eval", {}).get("status") != "done":
+            continue
+        try:
+            told = json.loads(found.read_text(encoding="utf-8"))
+            names = list(told["models"][0]["measures"])
+            rows = [[model["model"], model["score"], *(f"{model['measures'][name]:.4f}" for name in names)]
+                    for model in told["models"]]  # fmt: skip
+            changes = [
+                f"{change['measure']} of {change['model']} ({change['score']}): {change['difference']:+.4f}, "
+                f"p {change['p_value']:.3f}, {change['wins']} queries won, {change['losses']} lost"
+                for change in told["comparisons"]
+            ]
+        except (OSError, ValueError, KeyError, IndexError) as problem:
+            console.warn(f"{found} cannot be read ({problem}); the report has no result")
+            continue
+        page.table("Result", ["model", "score", *names], rows, "\n".join(changes))
 
 
 def add_stages(page: Page, stages: Sequence[Stage], state: State) -> None:
@@ -73,6 +97,11 @@ def add_stages(page: Page, stages: Sequence[Stage], state: State) -> None:
             [stage.name, entry.get("status", "not run"), took, str(stage.output or ""), entry.get("bgectl", "")]
         )
     page.table("Stages", ["stage", "", "time", "output", "bgectl"], rows)
+
+
+def add_options(page: Page, stages: Sequence[Stage]) -> None:
+    """The options of each stage that are not left at their defaults."""
+    page.heading("Options")
     for stage in stages:
         given = stage.options.model_dump(mode="json", exclude_unset=True, exclude={"token"})
         page.facts(f"Options of {stage.name}", {name: in_words(value) for name, value in given.items()})

@@ -14,7 +14,7 @@ from bgectl import console
 from bgectl.errors import BgectlError, Interrupted
 from bgectl.options.run import RunOptions
 from bgectl.options.train import TrainOptions
-from bgectl.pipeline.child import run_stage
+from bgectl.pipeline.child import StageFailed, run_stage
 from bgectl.pipeline.plan import Stage, chosen, stages_of
 from bgectl.pipeline.state import State, opened
 from bgectl.pipeline.view import View
@@ -45,11 +45,13 @@ def run(options: RunOptions, config: Path | None) -> None:
     started = time.monotonic()
     with opened(options.output_dir) as state:
         pipeline = Pipeline(stages, state, View(stages))
-        with pipeline.view.shown():
-            for stage in stages:
-                pipeline.step(stage, asked.get(stage.command))
-        for text in pipeline.printed:
-            sys.stdout.write(text)
+        try:
+            with pipeline.view.shown():
+                for stage in stages:
+                    pipeline.step(stage, asked.get(stage.command))
+        finally:
+            sys.stdout.writelines(pipeline.printed)
+            sys.stdout.flush()
         if options.report:
             from bgectl.pipeline.report import write_report
 
@@ -94,7 +96,7 @@ class Pipeline:
 
     Attributes:
         ran: Stages that were run.
-        printed: What evaluations printed on stdout.
+        printed: What evaluations, or a stage that failed, printed on stdout.
     """
 
     def __init__(self, stages: Sequence[Stage], state: State, view: View) -> None:
@@ -131,6 +133,8 @@ class Pipeline:
                 )  # fmt: skip
         except BgectlError as problem:
             self.view.set(stage, "stopped" if isinstance(problem, Interrupted) else "failed")
+            if isinstance(problem, StageFailed):
+                self.printed.append(problem.printed)
             raise
         seconds = time.monotonic() - started
         self.state.done(stage, seconds)
