@@ -2,6 +2,7 @@
 
 COMMANDS = {
     "init": "Write a commented bgectl.yaml to start from.",
+    "presets": "List the presets of options for known models, or print one.",
     "data validate": "Report every defect of training files, with file, line and what to do.",
     "data stats": "Count rows, texts and lengths of training files.",
     "mine": "Find hard negatives for training rows with an embedder.",
