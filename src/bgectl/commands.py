@@ -2,7 +2,6 @@
 
 COMMANDS = {
     "init": "Write a commented bgectl.yaml to start from.",
-    "presets": "List the presets of options for known models, or print one.",
     "data validate": "Report every defect of training files, with file, line and what to do.",
     "data stats": "Count rows, texts and lengths of training files.",
     "mine": "Find hard negatives for training rows with an embedder.",
@@ -14,6 +13,8 @@ COMMANDS = {
     "train icl": "Fine-tune a decoder embedder that takes examples in its prompt (bge-en-icl).",
     "merge-lora": "Make a whole model of an adapter and its base.",
     "eval": "Measure retrieval with one or several models.",
+    "presets": "List the presets of options for known models, or print one.",
+    "translate": "Say a command line of FlagEmbedding in bgectl's words.",
     "schema": "Print the JSON schema of a command's options.",
 }
 """Every command and its summary; its module is `bgectl.cli.<words joined by _>`."""

@@ -178,7 +178,8 @@ def test_an_unknown_preset_ends_the_program_with_2(bgectl, tmp_path):
     assert "error: --preset: no preset `bge-m4`\nhint: did you mean `bge-m3`?" in done.stderr
 
 
-def test_presets_lists_and_prints(inside):
+def test_presets_lists_and_prints(inside, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     listed = inside("presets")
     assert listed.returncode == 0
     assert all(name in listed.stdout for name in names())
