@@ -19,7 +19,8 @@ RENAMED = {
         "per_gpu_train_batch_size": "per_device_train_batch_size",
     },
     "mine": {
-        "range_for_sampling": "range", "model_name_or_path": "embedder_name_or_path", "batch_size": "embedder_batch_size",
+        "range_for_sampling": "range", "model_name_or_path": "embedder_name_or_path",
+        "batch_size": "embedder_batch_size",
         "normlized": "normalize_embeddings", "sentence_pooling_method": "pooling_method",
         "use_gpu_for_search": "use_gpu_for_searching", "query_max_length": "embedder_query_max_length",
         "passage_max_length": "embedder_passage_max_length",
@@ -57,8 +58,8 @@ TRAINER = {
     "lr_scheduler_kwargs", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "tf32",
     "data_seed", "gradient_checkpointing_kwargs", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel",
     "neftune_noise_alpha", "torch_empty_cache_steps", "log_level", "log_level_replica", "log_on_each_node",
-    "save_on_each_node", "save_only_model", "full_determinism", "accelerator_config", "ddp_timeout", "ddp_bucket_cap_mb",
-    "skip_memory_metrics", "project", "average_tokens_across_devices",
+    "save_on_each_node", "save_only_model", "full_determinism", "accelerator_config", "ddp_timeout",
+    "ddp_bucket_cap_mb", "skip_memory_metrics", "project", "average_tokens_across_devices",
 }  # fmt: skip
 """Arguments of transformers' TrainingArguments that go through `--trainer` as they are."""
 
@@ -158,18 +159,19 @@ def _grouped(arguments: Sequence[str], result: Translated) -> Iterable[tuple[str
 
 def _their_defaults(command: str, given: dict[str, list[str]], result: Translated) -> None:
     """Say the defaults of the other program where they are not ours."""
+    added = []
     for name, value in THEIRS.items():
         if name in given or (name == "warmup_ratio" and "warmup_steps" in given):
             continue
         if name == "num_train_epochs" and given.get("max_steps", ["-1"]) != ["-1"]:
             continue
         given[name] = [value]
-        result.notes.append(f"--{name.replace('_', '-')} {value} is FlagEmbedding's default")
+        added.append(f"--{name.replace('_', '-')} {value}")
     if command == "train m3" and "unified_finetuning" not in given:
         given["unified_finetuning"] = ["False"]
-        result.notes.append(
-            "--no-unified-finetuning is FlagEmbedding's default; without it all three heads are trained"
-        )
+        added.append("--no-unified-finetuning")
+    if added:
+        result.notes.append(f"FlagEmbedding's defaults, which are not bgectl's, were added: {' '.join(added)}")
 
 
 def _said(option: Described, values: list[str], result: Translated) -> list[list[str]]:

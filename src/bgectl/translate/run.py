@@ -45,9 +45,8 @@ class Line:
     @property
     def text(self) -> str:
         """To be pasted into a shell; folded where it is long."""
-        head = " ".join(
-            [*(f"{name}={quoted(value)}" for name, value in self.environment.items()), "bgectl", self.command]
-        )
+        variables = [f"{name}={quoted(value)}" for name, value in self.environment.items()]
+        head = " ".join([*variables, "bgectl", self.command])
         shown = [" ".join(map(_bare, part)) for part in self.parts]
         line = " ".join([head, *shown])
         return line if len(line) <= WIDTH and "\n" not in line else " \\\n  ".join([head, *shown])
@@ -121,8 +120,8 @@ def run(words: Sequence[str]) -> tuple[list[Line], list[str]]:
     if not lines and not without:
         raise DataError(
             "no command of FlagEmbedding found",
-            hint="known are hn_mine.py, add_reranker_score.py and `-m FlagEmbedding.finetune.embedder.…`, with or without "
-            "torchrun, deepspeed or accelerate before them",
+            hint="known are hn_mine.py, add_reranker_score.py and `-m FlagEmbedding.finetune.embedder.…`, with or "
+            "without torchrun, deepspeed or accelerate before them",
         )
     return lines, without
 
@@ -138,7 +137,9 @@ def _line(command: Command, found: Started) -> Line:
     notes = [*command.notes, *found.notes, *options.notes]
     if any(found.module.endswith(name) for name in OLD):
         notes.insert(0, f"{found.module} is of an older FlagEmbedding: `bgectl {found.command}` is what took its place")
-    flags = [word for word in found.flags if word not in ("--fp16", "--bf16") or [word] not in options.parts]
+    flags = [word for word in found.flags if [word] not in options.parts]
+    if found.command in ("mine", "score"):
+        flags = [{"--fp16": "--use-fp16", "--bf16": "--use-bf16"}.get(word, word) for word in flags]
     parts = [*_parts(flags), *options.parts]
     line = Line(found.command, parts, {**command.environment, **found.environment}, notes)
     for word in dict.fromkeys(name for part in parts for value in part for name in unresolved(value)):

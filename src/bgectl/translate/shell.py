@@ -64,10 +64,10 @@ def commands_of(text: str) -> list[Command]:
     found = list(_run(text, state, 1))
     for command in found:
         for name, value in state.exported.items():
-            if name in state.used:
-                command.notes.append(f"the script also exports {name}={quoted(value)}")
-            else:
+            if name not in state.used:
                 command.environment.setdefault(name, value)
+            elif not re.search(r"\s", value):
+                command.notes.append(f"the script also exports {name}={quoted(value)}")
     return found
 
 
