@@ -254,7 +254,8 @@ def _words(source: _Text, state: _State, *, split: bool = True) -> list[str]:
             if not split:
                 words[-1] += text
                 continue
-            parts = re.split(r"[ \t\n]+", text)
+            # Not at the blanks of `$(date +%s)`.
+            parts = re.split(rf"[ \t\n]+(?![^{OPEN}]*{CLOSE})", text)
             words[-1] += parts[0]
             words += parts[1:]
         elif letter == "~" and start and re.match(r"/|\s|$", source.peek() or ""):
@@ -304,7 +305,12 @@ def _expanded(source: _Text, state: _State, letter: str) -> list[str]:
         if match and match[1] in state.variables:
             return _value(state, match[1])
         if match and match[2]:
-            return [" ".join(_words(_Text(match[3], source.line), state, split=False))]
+            other = _Text(match[3], source.line)
+            words: list[str] = []
+            while other.peek():
+                words += _words(other, state, split=False)
+                other.take()
+            return [" ".join(words)]
         return [f"{OPEN}{{{inner}}}{CLOSE}"]
     named = NAME.match(source.text, source.at)
     if named:
