@@ -342,6 +342,7 @@ def test_what_cannot_be_translated(inside, text, said):
 
 @pytest.mark.parametrize(("script", "words"), [
     ("python x \\\n  a # b\nno", ["python x a", "no"]),
+    ("python x\n  --a b\n\n--c d\npython y", ["python x --a b --c d", "python y"]),
     ("X=1; python $X ${X}0 '$X' \"$X y\" \\$X", ["python 1 10 '$X' '1 y' '$X'"]),
     ("A='a b'\npython $A \"$A\"", ["python a b 'a b'"]),
     ("A=a\nA+=b; python $A", ["python ab"]),

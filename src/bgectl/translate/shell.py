@@ -169,6 +169,10 @@ def _split(text: str, state: _State, first_line: int) -> Iterator[Command]:
         if letter == "#":
             source.at = source.text.find("\n", source.at) if "\n" in source.text[source.at :] else len(source.text)
             continue
+        if letter == "\n" and command.words and re.match(r"\s+--?[A-Za-z]", source.text[source.at :]):
+            # No command begins so: a backslash was lost when the line was copied.
+            source.take()
+            continue
         if not letter or letter in "\n;|&()":
             operator = source.take()
             if operator and source.peek() == operator and operator in "|&;":
