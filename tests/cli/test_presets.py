@@ -1,10 +1,12 @@
 """`--preset`: where its values stand among the others, what the shipped ones hold, and the commands about them."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
+from seed_lines import SEED
 
 from bgectl.cli.complete import candidates
 from bgectl.errors import UsageError
@@ -53,6 +55,34 @@ def test_every_value_of_every_preset_is_taken(name, command):
     for option, more in conditions.items():
         conditional = resolved(command, name, **flags, **{option: "other"}).options.model_dump(mode="json")
         assert {key: conditional[key] for key in more} == more
+
+
+OF_THE_MACHINE = {
+    "cache_dir", "train_data", "cache_path", "output_dir", "overwrite_output_dir", "fp16", "deepspeed", "logging_steps",
+    "save_steps", "dataloader_drop_last", "devices", "input_file", "output_file", "use_gpu_for_searching", "gpus",
+    "embedder_name_or_path",
+}  # fmt: skip
+"""What the published lines say of a machine, a place or a toy example; the presets do not, and say so."""
+
+
+@pytest.mark.parametrize(("name", "command"), [
+    ("bge-large-en", "train base"), ("bge-m3", "train m3"), ("bge-multilingual-gemma2", "train llm"),
+    ("bge-en-icl", "train icl"), ("bge-base-en", "mine"), ("bge-m3", "mine"), ("bge-m3", "score"),
+])  # fmt: skip
+def test_presets_are_the_published_lines(name, command, inside):
+    """But for what depends on the machine, and the batch of 2 of encoders."""
+    own = OF_THE_MACHINE | ({"per_device_train_batch_size"} if command in ("train base", "train m3") else set())
+    words = shlex.split(SEED[command].replace("\\\n", " "))
+    line = inside(*command.split(), *words[2 if words[0] == "python" else 5 :], "--print-config")
+    assert line.returncode == 0, line.stderr
+    published = {
+        key: value for key, value in yaml.safe_load(line.stdout).items()
+        if key not in own and f"\n{key}: " in line.stdout
+        and line.stdout.partition(f"\n{key}: ")[2].split("\n")[0].endswith("# flag")
+    }  # fmt: skip
+    assert len(published) >= (2 if command in ("mine", "score") else 12)
+    preset = resolved(command, name).options.model_dump(mode="json")
+    assert {key: preset[key] for key in published} == published
 
 
 @pytest.mark.parametrize("name", names())
