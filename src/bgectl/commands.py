@@ -14,6 +14,8 @@ COMMANDS = {
     "merge-lora": "Make a whole model of an adapter and its base.",
     "eval": "Measure retrieval with one or several models.",
     "run": "Run the stages of bgectl.yaml one after the other; what has not changed is not run again.",
+    "presets": "List the presets of options for known models, or print one.",
+    "translate": "Say a command line of FlagEmbedding in bgectl's words.",
     "schema": "Print the JSON schema of a command's options.",
 }
 """Every command and its summary; its module is `bgectl.cli.<words joined by _>`."""

@@ -48,7 +48,7 @@ def in_bash(typed):
 
 
 @pytest.mark.parametrize(("typed", "expected"), [
-    (["bgectl", "tr"], ["train"]),
+    (["bgectl", "trai"], ["train"]),
     (["bgectl", "data", ""], ["validate", "stats"]),
     (["bgectl", "train", "base", "--kd-loss-type", ""], ["kl_div", "m3_kd_loss"]),
     (["bgectl", "train", "base", "--kd_loss_type", "m"], ["m3_kd_loss"]),
@@ -64,7 +64,7 @@ def test_bash(shell, typed, expected):
 def test_fish(shell):
     script = "bgectl --show-completion fish | source; complete -C 'bgectl train base --kd-loss-type '"
     assert shell("fish", script) == ["kl_div", "m3_kd_loss"]
-    script = "bgectl --show-completion fish | source; complete -C 'bgectl tr'"
+    script = "bgectl --show-completion fish | source; complete -C 'bgectl trai'"
     assert shell("fish", script) == ["train\tFine-tune an embedder."]
 
 

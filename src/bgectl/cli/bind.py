@@ -38,6 +38,7 @@ def command_of(
     epilog: str | None = None,
     project: Path | None = PROJECT_FILE,
     with_config: bool = False,
+    verbatim: str | None = None,
 ) -> TyperCommand:
     """The Typer command that resolves `model` from flags and files and calls `body` with it.
 
@@ -48,6 +49,7 @@ def command_of(
         epilog: Shown at the end of `--help`, an example.
         project: The project file that is read too, if it is there.
         with_config: `body` is also given the file of --config, or None.
+        verbatim: A regular expression: a word of this form and all behind it are arguments, flags too.
     """
 
     def run(**given: Any) -> None:
@@ -69,7 +71,9 @@ def command_of(
 
     class Command(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            return super().parse_args(ctx, rewrite(model, args))
+            start = next((index for index, word in enumerate(args) if re.fullmatch(verbatim or "(?!)", word)), None)
+            guarded = args if start is None or "--" in args[:start] else [*args[:start], "--", *args[start:]]
+            return super().parse_args(ctx, rewrite(model, guarded))
 
         def format_help(self, ctx: Any, formatter: Any) -> None:
             formatter.write(help_page(name, model, body.__doc__ or "", epilog))

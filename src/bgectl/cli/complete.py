@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from bgectl.commands import COMMANDS, GROUPS
 from bgectl.errors import UsageError
+from bgectl.presets import names
+
+if TYPE_CHECKING:
+    from bgectl.options.describe import Described
 
 VARIABLE = "_BGECTL_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
@@ -22,6 +27,9 @@ ROOT_OPTIONS = {
     "--install-completion": "Install the completion script for bash, zsh or fish.",
     "--help": "Show the help page.",
 }
+
+VALUES: dict[str, Callable[[], tuple[str, ...]]] = {"preset": names}
+"""Option → values that its type does not tell."""
 
 Candidate = tuple[str, str]
 """A word that could stand here, and what it means."""
@@ -103,6 +111,8 @@ def candidates(words: list[str], incomplete: str) -> list[Candidate]:
     if command is None:
         return [pair for pair in _commands(words, incomplete) if pair[0].startswith(incomplete)]
     rest = words[len(command.split()) :]
+    if command == "presets" and not incomplete.startswith("-"):
+        return [(name, "") for name in names() if not rest and name.startswith(incomplete)]
     if command == "schema" and not incomplete.startswith("-"):
         return [pair for pair in _commands(rest, "") if pair[0].startswith(incomplete)]
     return _of_command(command, rest, incomplete)
@@ -128,7 +138,7 @@ def _of_command(command: str, words: list[str], incomplete: str) -> list[Candida
     head, equals, value = incomplete.partition("=")
     if equals and head.startswith("-"):
         option = flags.get(head.replace("_", "-"))
-        choices = option.shape.choices if option else ()
+        choices = _choices(option) if option else ()
         return [(f"{head}={choice}", "") for choice in choices if choice.startswith(value)]
     if "--" in words:
         return []
@@ -141,7 +151,12 @@ def _of_command(command: str, words: list[str], incomplete: str) -> list[Candida
     option = flags.get(words[last].replace("_", "-")) if last is not None else None
     if last is None or option is None or not (last == len(words) - 1 or option.shape.many):
         return []
-    return [(choice, "") for choice in option.shape.choices if choice.startswith(incomplete)]
+    return [(choice, "") for choice in _choices(option) if choice.startswith(incomplete)]
+
+
+def _choices(option: Described) -> tuple[str, ...]:
+    """The values that an option can have, where they are known."""
+    return VALUES.get(option.name, lambda: option.shape.choices)()
 
 
 def script(shell: str, *, install: bool = False) -> str:

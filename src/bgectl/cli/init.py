@@ -20,13 +20,11 @@ def init(options: InitOptions) -> None:
     if target.exists() and not options.force:
         raise UsageError("exists already", where=str(target), hint="`--force` replaces it")
     with replace_file(target) as stream:
-        stream.write(project_text(options.model).encode())
+        stream.write(project_text(options.model, options.preset).encode())
     console.info(f"wrote {target}; `bgectl data validate`, `bgectl mine` and the others read it in this folder")
 
 
 def command() -> TyperCommand:
     """The Typer command."""
     # A project file that is broken must not keep one from writing a new one.
-    return bind.command_of(
-        "init", InitOptions, init, epilog="Example: bgectl init --model intfloat/e5-small", project=None
-    )
+    return bind.command_of("init", InitOptions, init, epilog="Example: bgectl init --preset bge-m3", project=None)

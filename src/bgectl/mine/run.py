@@ -393,8 +393,9 @@ class Mining:
 def rule_in_words(options: MineOptions) -> str:
     """The rule against false negatives."""
     values = {
-        "preset": options.preset, "positive percent": options.percent, "absolute margin": options.absolute_margin,
-        "min score": options.min_score, "max score": options.max_score, "cross-encoder": options.cross_encoder,
+        "preset": " ".join(options.preset) or None, "positive percent": options.percent,
+        "absolute margin": options.absolute_margin, "min score": options.min_score, "max score": options.max_score,
+        "cross-encoder": options.cross_encoder,
     }  # fmt: skip
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None) or "none"
 

@@ -30,6 +30,8 @@ MODELS: dict[str, Callable[[], type[Options]]] = {
     "merge-lora": _model("merge", "MergeOptions"),
     "eval": _model("evaluate", "EvalOptions"),
     "run": _model("run", "RunOptions"),
+    "presets": _model("tools", "PresetsOptions"),
+    "translate": _model("tools", "TranslateOptions"),
     "schema": _model("tools", "SchemaOptions"),
 }
 """Command → function that imports and returns its model."""

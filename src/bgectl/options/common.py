@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from bgectl.options.base import Flag, Options
+from bgectl.presets import names, nearest
 
 Pooling = Literal["cls", "mean", "last_token"]
 Device = Annotated[list[str], Flag(pattern=r"auto|cpu|cuda|mps|npu|(cuda|npu):\d+", metavar="DEVICE...")]
 Score = Literal["dense", "sparse", "colbert", "hybrid"]
 InputFile = Annotated[Path, Flag("--input", "-i", positional=True)]
 OutputFile = Annotated[Path, Flag("--output", "-o", positional=True)]
+
+
+Presets = Annotated[list[str], Flag(metavar="NAME...", pattern="|".join(names()))]
+
+
+def known_presets(presets: list[str]) -> list[str]:
+    """Check the names of presets.
+
+    Raises:
+        ValueError: There is none of a name.
+    """
+    for name in presets:
+        if name not in names():
+            raise ValueError(f"no preset `{name}`; {nearest(name)}")
+    return presets
+
+
+class PresetOptions(Options):
+    """Values that belong together, by the name of a model or a purpose; `resolve` puts them under the user's own."""
+
+    panel: ClassVar[str] = "Preset"
+
+    preset: Presets = Field(
+        default_factory=list, json_schema_extra={"items": {"type": "string", "enum": list(names())}}
+    )
+    """Take the values that suit a model or a purpose as defaults; `bgectl presets` lists them. Of several, the later
+    win over the earlier; bgectl.yaml, --config and flags win over all."""
+
+    _known = field_validator("preset")(known_presets)
+
+    @classmethod
+    def gives_way(cls, given: Mapping[str, Any]) -> set[str]:
+        """Options whose value in a preset falls away beside what the user gave: two that exclude each other."""
+        return set()
 
 
 class HubOptions(Options):

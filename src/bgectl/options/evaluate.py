@@ -14,6 +14,7 @@ from bgectl.options.common import (
     HubOptions,
     HybridOptions,
     Pooling,
+    PresetOptions,
     PromptOptions,
     Score,
     two_places,
@@ -66,5 +67,5 @@ class JudgedOptions(EmbedderClassOptions, HybridOptions, PromptOptions):
         return sorted(set(cutoffs))
 
 
-class EvalOptions(JudgedOptions, DeviceOptions, HubOptions):
+class EvalOptions(JudgedOptions, DeviceOptions, HubOptions, PresetOptions):
     """Options of `bgectl eval`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from bgectl.options.common import (
     HybridOptions,
     InputFile,
     OutputFile,
+    PresetOptions,
     Score,
     WorkOptions,
 )
@@ -66,9 +68,6 @@ class MiningOptions(EmbedderOptions, HybridOptions):
     """Write a page of HTML with pictures: scores, ranks, what was left out, and the most suspicious pairs to read."""
     keep_scores: bool = False
     """Also write `mined_pos_scores` and `mined_neg_scores`, what this model gives each text."""
-    preset: Literal["positive-aware"] | None = None
-    """Defaults that leave likely false negatives out: `--positive-percent 0.95 --fill deeper`, with a --cross-encoder
-    `--fill none`."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of the draws: the same seed gives the same file."""
 
@@ -109,21 +108,19 @@ class RuleOptions(Options):
     """Tokens of a pair for it."""
 
 
-class MineOptions(MiningOptions, RuleOptions, WorkOptions, HubOptions):
+class MineOptions(MiningOptions, RuleOptions, WorkOptions, HubOptions, PresetOptions):
     """Options of `bgectl mine`."""
 
     @model_validator(mode="before")
     @classmethod
-    def _preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        if given.get("mode") == "m3":
-            given = {"score": "hybrid", **given}
-        if given.get("preset") != "positive-aware":
-            return given
-        own = {"relative_margin", "absolute_margin", "positive_percent"} & given.keys()
-        fill = "none" if given.get("cross_encoder") else "deeper"
-        return {"fill": fill, **({} if own else {"positive_percent": 0.95}), **given}
+    def _mode(cls, given: Any) -> Any:
+        return {"score": "hybrid", **given} if isinstance(given, dict) and given.get("mode") == "m3" else given
+
+    @classmethod
+    def gives_way(cls, given: Mapping[str, Any]) -> set[str]:
+        """See `PresetOptions`."""
+        margins = (given.get("relative_margin"), given.get("absolute_margin"))
+        return set() if margins == (None, None) else {"positive_percent"}
 
     @model_validator(mode="after")
     def _one_rule(self) -> Any:

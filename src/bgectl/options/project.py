@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bgectl.options import MODELS
@@ -17,6 +17,7 @@ HEAD = """\
 # Lines such as `#seed: 42` are the defaults of options that are not set here; take the # away to set them.
 """
 OUTPUT = "finetuned"
+MODEL = "BAAI/bge-small-en-v1.5"
 
 
 def project_values(model: str) -> dict[str, dict[str, Any]]:
@@ -65,11 +66,48 @@ def project_values(model: str) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def project_text(model: str) -> str:
-    """The file, with `model` as the model to start from."""
+def preset_values(model: str | None, presets: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What a new project sets with presets: their values, in place of those of `project_values`.
+
+    Ways of training that the presets say nothing of are left out, where they say something of one.
+
+    Args:
+        model: The model to start from; None for the presets' own.
+        presets: Their names; the later win.
+    """
+    from bgectl.presets import read_preset, sections, values_for
+
+    ours: dict[str, dict[str, Any]] = {}
+    for name in presets:
+        for command, section in sections(read_preset(name)).items():
+            chosen = ours.setdefault(command, {})
+            chosen.update((str(key), value) for key, value in values_for(section, {}).items())
+    own = ours.get("mine", {}).get("embedder_name_or_path")
+    values = project_values(model or own or MODEL)
+    ways = [command for command in ours if command.startswith("train ")]
+    gone = {command for command in values if command.startswith("train ") and ways and command not in ways}
+    if ways and not {"train llm", "train icl"} & set(ways):
+        gone.add("merge-lora")
+    values = {command: chosen for command, chosen in values.items() if command not in gone}
+    for command, chosen in ours.items():
+        if model is not None:
+            chosen.pop("embedder_name_or_path" if command == "mine" else "model_name_or_path", None)
+        values[command].update(chosen)
+        if command in ways and model is not None:
+            values[command]["model_name_or_path"] = model
+    if ways:
+        trained = str(values[ways[-1]]["output_dir"])
+        values["eval"]["model_name_or_path"] = [model or own or MODEL, trained]
+        if "merge-lora" in values:
+            values["merge-lora"] = {"adapters": [trained], "output_dir": f"{trained}-merged"}
+    return values
+
+
+def project_text(model: str | None, presets: Sequence[str] = ()) -> str:
+    """The file, with `model` as the model to start from; None for the presets' own, or a small one."""
     lines = [HEAD]
     group = ""
-    for command, chosen in project_values(model).items():
+    for command, chosen in preset_values(model, presets).items():
         head, _, tail = command.rpartition(" ")
         if head and head != group:
             lines.append(f"{head}:")

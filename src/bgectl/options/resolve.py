@@ -1,10 +1,11 @@
-"""Where the values of the options come from: flags, then `--config`, then `bgectl.yaml`, then the defaults."""
+"""Where values come from: flags, then `--config`, then `bgectl.yaml`, then presets, then the defaults."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from pydantic.fields import FieldInfo
 from bgectl.commands import COMMANDS
 from bgectl.errors import UsageError
 from bgectl.options.base import Options, flag_name, flag_of, panels, shape_of
+from bgectl.options.common import PresetOptions
 from bgectl.options.yaml_file import Key, read_yaml
+from bgectl.presets import names, nearest, read_preset, sections, values_for
 
 PROJECT_FILE = Path("bgectl.yaml")
 """Read from the working directory when it is there: one section a command."""
@@ -22,7 +25,7 @@ PROJECT_FILE = Path("bgectl.yaml")
 
 @dataclass(frozen=True)
 class Resolved:
-    """Options and where each value came from: `flag`, `FILE:LINE`, or `default`."""
+    """Options and where each value came from: `flag`, `FILE:LINE`, `preset NAME`, or `default`."""
 
     options: Options
     sources: Mapping[str, str]
@@ -37,7 +40,9 @@ def resolve(
     project: Path | None = PROJECT_FILE,
     fallback: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """Merge flags over `--config` over the working directory's `bgectl.yaml` over the defaults, and check the result.
+    """Merge flags over `--config` over the working directory's `bgectl.yaml` over presets over the defaults, and check.
+
+    Any of the three may name the presets; as for other options, the first that does is heard.
 
     Args:
         model: The command's option model.
@@ -55,12 +60,14 @@ def resolve(
     problems: list[str] = []
     if project is not None and project.is_file():
         section = section_of(read_yaml(project), command, project)
-        problems += _take(section, project, values, sources, model)
+        problems += _take(section, _line_of(project), values, sources, model)
     if config is not None:
         section = section_of(read_yaml(config), command, config, flat=True)
-        problems += _take(section, config, values, sources, model)
+        problems += _take(section, _line_of(config), values, sources, model)
     for name, value in flags.items():
         values[name], sources[name] = value, "flag"
+    if issubclass(model, PresetOptions):
+        values, sources = _over_presets(model, command, values, sources)
     problems += _refused(model, values, sources)
     order = [name for names in panels(model).values() for name in names]
     try:
@@ -82,9 +89,48 @@ def _usage_error(problems: Sequence[str], command: str, *, missing: bool) -> Usa
     return UsageError("\n       ".join(dict.fromkeys(problems)), hint=hint)
 
 
+def _over_presets(
+    model: type[PresetOptions], command: str, values: dict[str, Any], sources: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The user's values over those of the presets that they name.
+
+    Raises:
+        UsageError: There is no such preset, or it has no section for the command.
+    """
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    given = values.get("preset")
+    for name in given if isinstance(given, list) else []:
+        if str(name) not in names():
+            raise UsageError(f"no preset `{name}`", where=_label("preset", sources), hint=nearest(str(name)))
+        found = sections(read_preset(name))
+        if command not in found:
+            hint = f"it has {', '.join(found)}; `bgectl presets` lists all"
+            place = _label("preset", sources)
+            raise UsageError(f"preset `{name}` has nothing for `{command}`", where=place, hint=hint)
+        section = values_for(found[command], {**merged, **values})
+        problems = _take(section, partial(_of_preset, name), merged, origin, model)
+        assert not problems, problems
+    for name in model.gives_way(values):
+        merged.pop(name, None)
+        origin.pop(name, None)
+    return {**merged, **values}, {**origin, **sources}
+
+
+def _of_preset(name: str, _: Key) -> str:
+    """Where a key of a preset comes from."""
+    return f"preset {name}"
+
+
+def _line_of(file: Path) -> Callable[[Key], str]:
+    """Where a key of a file stands."""
+    return lambda key: f"{file}:{key.line}"
+
+
 def _take(
-    section: Mapping[Key, Any], file: Path, values: dict[str, Any], sources: dict[str, str], model: type[Options]
-) -> list[str]:
+    section: Mapping[Key, Any], place_of: Callable[[Key], str], values: dict[str, Any], sources: dict[str, str],
+    model: type[Options],
+) -> list[str]:  # fmt: skip
     """Put a section's values in place and return what is wrong with its keys."""
     known = {name: name for name in model.model_fields}
     for name, field in model.model_fields.items():
@@ -92,7 +138,7 @@ def _take(
     problems = []
     seen: set[str] = set()
     for key, value in section.items():
-        place = f"{file}:{key.line}"
+        place = place_of(key)
         found = known.get(key.replace("-", "_"))
         if found is None:
             problems.append(f"{place}: unknown key `{key}`; {did_you_mean(key, list(model.model_fields))}")

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, field_validator
 
 from bgectl.options.base import Flag, Options
+from bgectl.options.common import Presets, known_presets
 
 STAGES = (
     "data validate", "mine", "score", "relabel", "train base", "train m3", "train llm", "train icl", "merge-lora",
@@ -47,6 +48,8 @@ class RunOptions(Options):
     model: str | None = None
     """Name or folder of the embedder to fine-tune: what mining and training start from, and evaluation compares with,
     where their sections name none."""
+    preset: Presets = Field(default_factory=list)
+    """Presets for all stages that they have values for; `bgectl presets` lists them. Sections win over them."""
     output_dir: Annotated[Path, Flag("-o")] = Path("run")
     """Folder for the report, the logs of the stages, and the outputs whose sections name no other place."""
     from_stage: Annotated[str | None, Flag("--from", metavar="STAGE")] = None
@@ -57,6 +60,8 @@ class RunOptions(Options):
     """Show which stages would run, and why, and stop."""
     report: bool = True
     """Write report.html at the end: data, mining, training curves, evaluation with queries to read."""
+
+    _presets = field_validator("preset")(known_presets)
 
     @field_validator("stages", "only")
     @classmethod

@@ -13,6 +13,7 @@ from bgectl.options.common import (
     InputFile,
     OutputFile,
     Pooling,
+    PresetOptions,
     Score,
     WorkOptions,
     two_places,
@@ -98,5 +99,5 @@ class ScoringOptions(Options):
         return self
 
 
-class ScoreOptions(ScoringOptions, TeacherOptions):
+class ScoreOptions(ScoringOptions, TeacherOptions, PresetOptions):
     """Options of `bgectl score`."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from bgectl.options.base import Flag, Options
-from bgectl.options.common import HubOptions, LaunchOptions, Pooling, newlines, two_places
+from bgectl.options.common import HubOptions, LaunchOptions, Pooling, PresetOptions, newlines, two_places
 
 
 def _flags(names: Iterable[str]) -> str:
@@ -272,7 +272,7 @@ class HeldOutOptions(Options):
 
 class TrainOptions(
     ModelOptions, DataOptions, LossOptions, OptimOptions, RunOptions, PrecisionOptions, ProcessOptions, HeldOutOptions,
-    HubOptions,
+    HubOptions, PresetOptions,
 ):  # fmt: skip
     """What every way of training shares."""
 
@@ -295,6 +295,17 @@ class TrainOptions(
         if self.fsdp and self.fp16:
             raise ValueError("--fsdp trains in float32 or, with --bf16, in bfloat16")
         return self
+
+    @classmethod
+    def gives_way(cls, given: Mapping[str, Any]) -> set[str]:
+        """See `PresetOptions`."""
+        pairs = {"bf16": "fp16", "fp16": "bf16", "warmup_ratio": "warmup_steps", "warmup_steps": "warmup_ratio"}
+        gone = {name for name, other in pairs.items() if given.get(other) not in (None, False)}
+        if given.get("use_lora") is False:
+            gone |= set(getattr(cls, "of_lora", ()))
+        elif given.get("from_peft") is not None:
+            gone |= {"lora_rank", "lora_alpha", "target_modules", "modules_to_save"}
+        return gone
 
     @property
     def cross_device(self) -> Literal["dense", "all"] | None:

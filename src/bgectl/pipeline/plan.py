@@ -13,6 +13,7 @@ from bgectl.options.base import Options, shape_of
 from bgectl.options.common import ASIDE, LaunchOptions, deciding
 from bgectl.options.resolve import PROJECT_FILE, resolve, sections_in
 from bgectl.options.run import STAGES, RunOptions
+from bgectl.presets import read_preset, sections
 
 MODEL_OPTIONS = frozenset({
     "model_name_or_path", "embedder_name_or_path", "reranker_name_or_path", "cross_encoder", "reranker_peft_path",
@@ -93,11 +94,13 @@ class Flow:
         base: The model that training starts from.
         models: What was trained, the last one last.
         folder: For outputs that have no other place.
+        presets: Names of presets, for the stages that they have a section for.
     """
 
     rows: list[Path]
     base: str | None
     folder: Path
+    presets: list[str] = field(default_factory=list)
     models: list[Path] = field(default_factory=list)
 
     def defaults(self, command: str) -> dict[str, Any]:
@@ -130,6 +133,7 @@ class Flow:
                 "model_name_or_path": models, "output_file": self._place("eval.json"),
                 "report": self._place("eval.html"),
             }  # fmt: skip
+        found["preset"] = [name for name in self.presets if command in sections(read_preset(name))]
         return {name: value for name, value in found.items() if value not in (None, [])}
 
     def _place(self, name: str) -> str:
@@ -162,7 +166,7 @@ def stages_of(options: RunOptions, config: Path | None, project: Path = PROJECT_
         UsageError: There are none, it is not clear which, or their options are wrong; all stages' problems are named.
     """
     names = options.stages or _present([path for path in (project, config) if path is not None and path.is_file()])
-    flow = Flow(list(options.data), options.model, options.output_dir)
+    flow = Flow(list(options.data), options.model, options.output_dir, options.preset)
     stages = []
     problems = []
     for command in names:
