@@ -103,9 +103,12 @@ def bgectl_words(text):
     match = re.search(r"(?:^|[\s(|])(?:-m )?bgectl (.*)$", text)
     if match is None:
         return None
+    lexer = shlex.shlex(match[1], posix=True, punctuation_chars="|;&<>()")
+    lexer.whitespace_split = True
     try:
-        words = shlex.split(match[1], comments=True)
+        words = list(lexer)
     except ValueError:
         return None
-    ends = [number for number, word in enumerate(words) if re.match(r"^([|;]|&&|\d?>>?|<)", word)]
+    # What is quoted may hold such a character too, and is never made of them alone.
+    ends = [number for number, word in enumerate(words) if re.fullmatch(r"[|;&<>()]+", word)]
     return words[: ends[0]] if ends else words
