@@ -56,8 +56,11 @@ DROPPED = {
 }  # fmt: skip
 """Options that want GPUs or several processes, and how many words follow them (None: all up to the next option)."""
 
-HIDDEN = {"docs/troubleshooting.md"}
-"""Pages that show what happens with such options on a machine without a GPU: their commands are run as they stand."""
+AS_THEY_STAND = {"docs/troubleshooting.md"}
+"""Pages that show what happens with such options on a machine without a GPU: their commands keep them."""
+
+IN_TWO = {"docs/scaling.md", "docs/how-to/gemma.md"}
+"""Pages whose commands for several GPUs are run in two processes of a CPU."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -159,10 +162,14 @@ def flag_names(words):
             yield word
 
 
-def fitted(words, models):
-    """The words of a shown command as they are run here: tiny models, one process, few steps."""
+def fitted(words, models, several=False):
+    """The words of a shown command as they are run here: tiny models, few steps, one process or two."""
     kept, place = [], 0
     words = [models.get(word, word) for word in flag_names(words)]
+    if several and "--gpus" in words:
+        kept = words[: words.index("--gpus")] + words[words.index("--gpus") + 2 :]
+        kept += ["--nproc", "2", "--devices" if words[0] in ("mine", "score") else "--device", "cpu"]
+        place = len(words)
     while place < len(words):
         follows = DROPPED.get(words[place], -1)
         if follows == -1:
@@ -213,14 +220,24 @@ def expected_code(command, after):
     return {1, 2} if any(line.startswith("error: ") for line in command.output) else {0}
 
 
-def run_command(command, models, inside, folder, as_it_stands):
-    """Run it; returns its exit code and all it printed."""
+def run_command(command, models, inside, bgectl, folder, *, as_it_stands, several):
+    """Run it; returns its exit code and all it printed.
+
+    Args:
+        command: See `Shown`.
+        models: See `stand_ins`.
+        inside: Runs bgectl in this process.
+        bgectl: Runs it in one of its own, in the working directory.
+        folder: The working directory.
+        as_it_stands: Keep options that want GPUs.
+        several: Run what is for several GPUs in two processes.
+    """
     simple = re.match(r"^bgectl [^|<>$();&]*$", re.sub(r"'[^']*'", "''", command.text))
     words = shown.bgectl_words(command.text)
-    # A command with several processes replaces its own by a launcher.
-    launches = as_it_stands and "--gpus" in words if words else False
-    if simple and words and not launches and words[0] in {name.split()[0] for name in MODELS}:
-        done = inside(*([models.get(word, word) for word in words] if as_it_stands else fitted(words, models)))
+    if simple and words and words[0] in {name.split()[0] for name in MODELS}:
+        kept = [models.get(word, word) for word in words] if as_it_stands else fitted(words, models, several)
+        # A command with several processes replaces its own by a launcher.
+        done = (bgectl if {"--gpus", "--nproc"} & set(kept) else inside)(*kept)
         return done.returncode, done.stdout + done.stderr
     redirected = re.match(r"^(bgectl [^|<>$();&]*) > (\S+)$", command.text)
     if redirected:
@@ -252,7 +269,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_of_a_page_run(page, stand_ins, inside, tmp_path, monkeypatch):
+def test_commands_of_a_page_run(page, stand_ins, inside, bgectl, tmp_path, monkeypatch):
     """In the order in which they stand, in one folder; files that a page shows are written to it."""
     folder = tmp_path / "work"
     folder.mkdir()
@@ -269,7 +286,9 @@ def test_commands_of_a_page_run(page, stand_ins, inside, tmp_path, monkeypatch):
         for command, after in itertools.zip_longest(listed, listed[1:]):
             if command.text == "echo $?" or reason_not_run(command.text):
                 continue
-            code, printed = run_command(command, stand_ins, inside, folder, page in HIDDEN)
+            code, printed = run_command(
+                command, stand_ins, inside, bgectl, folder, as_it_stands=page in AS_THEY_STAND, several=page in IN_TWO
+            )
             assert code in expected_code(command, after), f"{command.where}\nended with {code}:\n{printed[-3000:]}"
             check_said(command, printed, stand_ins)
 
