@@ -9,13 +9,13 @@ SLOW ?=
 # Test files run at a time: a test computes on one thread.
 JOBS ?= 2
 
-.PHONY: help demo test lint format bench docs clean
+.PHONY: help demo test lint format bench docs docs-serve clean
 
 help:
 	@echo "make demo    the whole job on example_data with a real model (MODEL=name, RERANKER=name)"
 	@echo "make test    the tests;  make test SLOW=1  also the long runs, as .ci/run does"
 	@echo "make lint    ruff and mypy;  make format  ruff format"
-	@echo "make docs    write docs/cli.md from the option models"
+	@echo "make docs    write docs/cli.md from the option models and build the site into build/site;  make docs-serve  show it"
 	@echo "make bench   the benchmarks beside other tools (installs them into an environment of their own)"
 
 # The pins keep an installation repeatable; `pip install bgectl` itself takes ranges.
@@ -41,6 +41,11 @@ format: $(BIN)/.installed
 
 docs: $(BIN)/.installed
 	$(BIN)/python docs/make_cli_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site: build/site/index.html"
+
+docs-serve: $(BIN)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/validate.py
