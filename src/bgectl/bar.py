@@ -136,3 +136,9 @@ def close_line(line: Line) -> None:
         else:
             live, _live = _live, None
             live.stop()
+
+
+def close_all() -> None:
+    """Take all lines off the terminal, also those whose context was left by an error that is still being handled."""
+    for line in list(_lines.lines):
+        close_line(line)

@@ -125,9 +125,20 @@ def error(message: str, *, hint: str | None = None) -> None:
         return
     from rich.text import Text
 
+    if "bgectl.bar" in sys.modules:
+        from bgectl.bar import close_all
+
+        close_all()
     stderr().print(Text.assemble(("error: ", "bold red"), message))
     if hint:
         stderr().print(Text.assemble(("hint: ", "bold cyan"), hint))
+
+
+def clear_line() -> None:
+    """Take the `^C` off the terminal that it writes for the key."""
+    if live():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, on_stdout: bool = False) -> None:

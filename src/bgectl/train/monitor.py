@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from transformers import TrainerCallback
 
-from bgectl import console
+from bgectl import console, signals
 from bgectl.distributed import gather_objects, largest, rank, wait
 from bgectl.losses.unified import HEADS
 from bgectl.meter import Meter, duration
@@ -176,7 +176,7 @@ class Stopping(TrainerCallback):
                 os.write(2, console.json_line("warning", message=said) if console.as_json() else f"\n{said}\n".encode())
             return
         self.at_once = True
-        raise KeyboardInterrupt
+        signals.end_at_once(number)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.at_once:
