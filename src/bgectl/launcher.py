@@ -131,6 +131,6 @@ def program() -> int:
 
 if __name__ == "__main__":
     ending = program()
-    if signals.caught():
+    if ending in STOPPED:
         signals.leave(ending)
     sys.exit(ending)

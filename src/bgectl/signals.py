@@ -134,9 +134,15 @@ def _end(number: int, _frame: FrameType | None) -> None:
     """The handler. Later signals change nothing: the end is under way, and has its time."""
     if _state.ended or _state.caught:
         return
-    _state.caught = number
-    threading.Thread(target=_wait_and_end, args=(_state,), name="end-watch", daemon=True).start()
+    ending(number)
     raise KeyboardInterrupt
+
+
+def ending(number: int) -> None:
+    """Tell that a signal which the caller handled has ended the work: what is left to do has its time, too."""
+    if not _state.caught:
+        _state.caught = number
+        threading.Thread(target=_wait_and_end, args=(_state,), name="end-watch", daemon=True).start()
 
 
 def end_at_once(number: int) -> NoReturn:
@@ -192,12 +198,17 @@ def _give_up(state: _State, number: int) -> None:
     if not state.told and ("LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"):
         with contextlib.suppress(OSError, ValueError):
             os.write(2, _words(state))
+    sys.modules.pop("wandb", None)
     leave(128 + number)
 
 
 def leave(code: int) -> NoReturn:
     """End the process and those it started, without the seconds that Python takes to tidy up after large libraries."""
     import multiprocessing
+
+    if "wandb" in sys.modules:
+        # It sends its last records when Python ends.
+        sys.exit(code)
 
     children = multiprocessing.active_children()
     for process in children:
