@@ -1,5 +1,6 @@
 """A real pseudo-terminal with the command in it, and what a person would see on it."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -72,6 +73,12 @@ class Terminal:
             assert time.monotonic() < until, f"no {text!r} on the screen:\n{self.text}"
             assert self.read(0.05), f"ended without {text!r}:\n{self.text}"
 
+    def wait_seconds(self, seconds):
+        """Look on for some seconds."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.read(min(left, 0.05))
+
     @property
     def lines(self):
         """The lines on the screen, without the empty ones at its end."""
@@ -87,10 +94,8 @@ class Terminal:
 
     def note_family(self):
         """Remember the processes there are, to see later that none is left."""
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             self.family |= {self.process, *self.process.children(recursive=True)}
-        except psutil.NoSuchProcess:
-            pass
 
     def press(self, key=b"\x03"):
         """Type a key."""
