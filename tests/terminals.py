@@ -102,6 +102,10 @@ class Terminal:
         self.note_family()
         os.write(self.master, key)
 
+    def type(self, text):
+        """Type some keys."""
+        os.write(self.master, text.encode())
+
     def kill(self, number=signal.SIGTERM):
         """Send a signal to the command alone."""
         self.note_family()
