@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bgectl.signals import half_written
+
 PART = ".part"
 """The ending of what is being written."""
 
@@ -29,7 +31,7 @@ def written_beside(path: Path) -> Iterator[Path]:
             break
         # Swept between the two.
         stream.close()
-    with stream:
+    with stream, half_written(beside):
         try:
             yield beside
             os.fsync(stream.fileno())

@@ -43,40 +43,40 @@ class Line:
         self.meter = meter
         self.note = ""
 
-    def parts(self, width: int) -> tuple[str, list[str]]:
-        """What stands before the bar and after it, in the most words that leave room for a bar.
-
-        Where not even the fewest words do, those are returned.
-        """
+    def fitted(self, width: int) -> tuple[list[str], int]:
+        """What stands after the description, in the most words that fit, and the columns left for a bar; 0 for none."""
         meter = self.meter
         count = f"{meter.done:,}" + (f"/{meter.total:,}" if meter.total else "")
         left = "" if meter.remaining is None else f"{duration(meter.remaining)} left"
         counted, rate = f"{count} {self.unit}", meter.rate_text if meter.done else ""
         share = f"{meter.done / meter.total:.0%}" if meter.total else count
-        forms = [
+        with_bar = [
             [counted, rate, duration(meter.seconds), left, self.note], [counted, rate, left, self.note],
-            [counted, rate, left], [count, rate, left], [count, left], [share, left], [share],
+            [counted, rate, left], [count, rate, left], [count, left],
         ]  # fmt: skip
-        for form in forms:
+        alone = [[count, rate, left], [count, left], [share, left], [share]]
+        said: list[str] = []
+        for form, bar in [*((form, BAR[0] + GAP) for form in with_bar), *((form, 0) for form in alone)]:
             said = [part for part in form if part]
-            if sum(cell_len(part) + GAP for part in (self.description, *said)) + BAR[0] < width:
-                return self.description, said
-        return self.description, said
+            room = width - cell_len(self.description) - sum(cell_len(part) + GAP for part in said)
+            if room >= bar:
+                return said, max(min(room - GAP, BAR[-1]), 0) if bar else 0
+        return said, 0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         # The last column stays free: what is written there makes some terminals start a new line.
         width = options.max_width - 1
-        before, after = self.parts(width)
-        room = width - cell_len(before) - GAP - sum(cell_len(part) + GAP for part in after)
-        if room < BAR[0]:
-            line = "  ".join([before, *after])
+        after, columns = self.fitted(width)
+        words = "".join(" " * GAP + part for part in after)
+        if not columns:
+            line = self.description + words
             yield Segment(set_cell_size(line, width).rstrip() if cell_len(line) > width else line)
             return
-        yield Segment(before + " " * GAP)
+        yield Segment(self.description + " " * GAP)
         total = None if self.meter.total is None else max(self.meter.total, 1)
-        bar = ProgressBar(total, self.meter.done if self.meter.total != 0 else 1, width=min(room, BAR[-1]))
+        bar = ProgressBar(total, self.meter.done if self.meter.total != 0 else 1, width=columns)
         yield from console.render(bar, options.update(max_width=width))
-        yield Segment("".join(" " * GAP + part for part in after))
+        yield Segment(words)
 
 
 class _Lines:
@@ -136,3 +136,9 @@ def close_line(line: Line) -> None:
         else:
             live, _live = _live, None
             live.stop()
+
+
+def close_all() -> None:
+    """Take all lines off the terminal, also those whose context was left by an error that is still being handled."""
+    for line in list(_lines.lines):
+        close_line(line)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,9 @@ SECONDS_TO_FIRST_LINE, SECONDS_TO_NEXT_LINE = 30.0, 60.0
 """When a long stage says how far it is, where there is no terminal to draw a bar on."""
 SECONDS_TO_NEXT_RECORD = 1.0
 """The same where messages are JSON."""
+
+LEAST_NAME, COLUMN_GAP = 16, 3
+"""Columns of the terminal that a table's first column gets at least, and those between two."""
 
 
 def as_json() -> bool:
@@ -97,7 +101,7 @@ def info(message: str, *, measures: Mapping[str, float] | None = None) -> None:
         return
     if measures is not None:
         message += ": " + "  ".join(f"{name} {value:.4f}" for name, value in measures.items())
-    stderr().print(message, markup=False)
+    _say(message)
 
 
 def detail(message: str) -> None:
@@ -113,9 +117,7 @@ def warn(message: str) -> None:
     if as_json():
         record("warning", message=message)
         return
-    from rich.text import Text
-
-    stderr().print(Text.assemble(("warning: ", "bold yellow"), message))
+    _say(message, ("warning: ", "bold yellow"))
 
 
 def error(message: str, *, hint: str | None = None) -> None:
@@ -123,11 +125,33 @@ def error(message: str, *, hint: str | None = None) -> None:
     if as_json():
         record("error", message=message, **({"hint": hint} if hint else {}))
         return
+    if "bgectl.bar" in sys.modules:
+        from bgectl.bar import close_all
+
+        close_all()
+    _say(message, ("error: ", "bold red"))
+    if hint:
+        _say(hint, ("hint: ", "bold cyan"))
+
+
+def _say(message: str, label: tuple[str, str] = ("", "")) -> None:
+    """Show a message, on a terminal in whole words; a path that is longer than the line stays whole, to be copied."""
     from rich.text import Text
 
-    stderr().print(Text.assemble(("error: ", "bold red"), message))
-    if hint:
-        stderr().print(Text.assemble(("hint: ", "bold cyan"), hint))
+    said = label[0] + message
+    if stderr().is_terminal:
+        said = "\n".join(
+            textwrap.fill(line, stderr().width, break_long_words=False, break_on_hyphens=False)
+            for line in said.split("\n")
+        )  # fmt: skip
+    stderr().print(Text.assemble(label, said[len(label[0]) :]))
+
+
+def clear_line() -> None:
+    """Take the `^C` off the terminal that it writes for the key."""
+    if live():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
 
 
 def table(title: str, columns: list[str], rows: list[list[str]], *, on_stdout: bool = False) -> None:
@@ -151,13 +175,36 @@ def table(title: str, columns: list[str], rows: list[list[str]], *, on_stdout: b
     shown: Table = Table(
         title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
     )
+    needed = LEAST_NAME
     for index, name in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
-        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        # The first column holds names, which may be long paths; the others' words are not cut for them.
+        word = (
+            0
+            if index == 0
+            else max(len(part) for cell in (name, *(row[index] for row in rows)) for part in cell.split() or [""])
+        )
+        shown.add_column(name, justify="right" if numeric else "left", overflow="fold", min_width=word)
+        needed += word + COLUMN_GAP if index else 0
     for row in rows:
         # As Text: a file name such as `rows[v2].jsonl` is no markup.
         shown.add_row(*map(Text, row))
-    (stdout() if on_stdout else stderr()).print(shown)
+    console = stdout() if on_stdout else stderr()
+    if console.is_terminal and needed > console.width:
+        _say_rows(console, title, columns, rows)
+        return
+    console.print(shown)
+
+
+def _say_rows(console: Console, title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on a terminal that is too narrow for it: a few lines for each row."""
+    from rich.text import Text
+
+    console.print(Text(title, "bold"), soft_wrap=True)
+    for first, *cells in rows:
+        console.print(Text(first), soft_wrap=True)
+        for name, cell in zip(columns[1:], cells, strict=True):
+            console.print(Text(f"  {name}: {cell}"), soft_wrap=True)
 
 
 def _is_number(cell: str) -> bool:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from bgectl import console
+from bgectl import console, signals
 from bgectl.launch import LAUNCHED
 
 SECONDS_TO_STOP = 600
@@ -117,7 +117,20 @@ def tell(failures: Mapping[int, Any]) -> int:
     return int(failure.exitcode)
 
 
+def program() -> int:
+    """`main` with what this process was started by, also where Ctrl-C comes before torch's launcher can look at it."""
+    with signals.handled(last=True), console.streams():
+        try:
+            return main(sys.argv[1:])
+        except KeyboardInterrupt:
+            told = signals.interruption()
+            console.clear_line()
+            console.error(told.message, hint=told.hint)
+            return told.exit_code
+
+
 if __name__ == "__main__":
-    with console.streams():
-        ending = main(sys.argv[1:])
+    ending = program()
+    if ending in STOPPED:
+        signals.leave(ending)
     sys.exit(ending)

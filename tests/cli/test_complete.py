@@ -137,3 +137,113 @@ def test_quotes_in_help_do_not_end_the_zsh_word(bgectl):
     shown = ask(bgectl, "zsh", "bgectl train base --").stdout
     assert shown.count("'") == 2
     assert shown.count('"') % 2 == 0
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A working directory with data, trained folders and a hub cache."""
+    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for model in ("models--BAAI--bge-m3", "models--intfloat--e5-small", "datasets--BeIR--scifact"):
+        (tmp_path / ".cache/huggingface/hub" / model).mkdir(parents=True)
+    for path in ("out/config.json", "adapter/adapter_config.json", "deep/er/config.json", "rows.jsonl",
+                 "more.jsonl.zst", "notes.txt", "two words.json", "judged/qrels/test.tsv",
+                 "judged/qrels/dev.jsonl"):  # fmt: skip
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    work = tmp_path
+    monkeypatch.chdir(work)
+    return work
+
+
+def words_of(line):
+    *done, incomplete = line.split(" ")
+    return [word for word, _ in candidates(done, incomplete)]
+
+
+HUB = ["BAAI/bge-m3", "intfloat/e5-small"]
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("train base --model-name-or-path ", [*HUB, "adapter", "out", "deep/", "judged/"]),
+    ("mine --embedder_name_or_path BA", HUB[:1]),
+    ("mine --embedder-name-or-path=int", ["--embedder-name-or-path=intfloat/e5-small"]),
+    ("score --reranker BAAI/", HUB[:1]),
+    ("mine --cross-encoder o", ["out"]),
+    ("data stats rows.jsonl --tokenizer deep/", ["deep/er"]),
+    ("merge-lora a", ["adapter"]),
+    ("merge-lora out --base i", HUB[1:]),
+    ("eval ", [*HUB, "adapter", "out", "deep/", "judged/"]),
+    ("eval out ", [*HUB, "adapter", "out", "deep/", "judged/"]),
+    ("mine ", ["more.jsonl.zst", "rows.jsonl", "two words.json", "adapter/", "deep/", "judged/", "out/"]),
+    ("mine r", ["rows.jsonl"]), ("mine ~/r", ["~/rows.jsonl"]), ("mine ./m", ["./more.jsonl.zst"]),
+    ("mine --seed 3 r", ["rows.jsonl"]), ("mine --no-dedupe n", []), ("mine n", []),
+    ("mine rows.jsonl ", []),
+    ("data validate rows.jsonl m", ["more.jsonl.zst"]),
+    ("train base -t rows.jsonl m", ["more.jsonl.zst"]),
+    ("eval out --data judged --split ", ["dev", "test"]),
+    ("train base --eval-data judged --eval-split d", ["dev"]),
+    ("mine --devices c", ["cpu"]), ("mine --devices cpu a", ["auto"]),
+    ("mine --output o", []), ("mine --query-instruction-for-retrieval ", []), ("eval -- o", []),
+])  # fmt: skip
+def test_values(home, monkeypatch, line, expected):
+    from bgectl.cli import values
+
+    monkeypatch.setattr(values, "devices", lambda: ["auto", "cpu"])
+    assert words_of(line) == expected
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"])
+def test_where_the_hub_keeps_models(tmp_path, monkeypatch, variable):
+    from bgectl.cli.values import hub_models
+
+    below = {"HF_HUB_CACHE": "", "HF_HOME": "hub", "XDG_CACHE_HOME": "huggingface/hub"}[variable]
+    (tmp_path / below / "models--me--mine").mkdir(parents=True)
+    assert hub_models({}, {variable: str(tmp_path)}) == ["me/mine"]
+    assert hub_models({"cache_dir": [str(tmp_path / below)]}, {}) == ["me/mine"]
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    code = "from huggingface_hub.constants import HF_HUB_CACHE; print(HF_HUB_CACHE)"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
+    environment = {**clean, variable: str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert Path(done.stdout.strip()) == tmp_path / below, huggingface_hub.__version__
+
+
+@pytest.mark.parametrize(("typed", "expected"), [
+    (["bgectl", "mine", "tw"], ["two\\ words.json"]),
+    (["bgectl", "mine", "rows.jsonl", "x.jsonl", "--embedder-name-or-path", "BA"], ["BAAI/bge-m3"]),
+    (["bgectl", "mine", "notes"], [""]),
+    (["bgectl", "mine", "--devices", "cp"], ["cpu"]),
+    (["bgectl", "mine", "--devices", "cpu", ":", ""], [""]),
+])  # fmt: skip
+def test_values_in_bash(shell, home, typed, expected):
+    assert shell("bash", in_bash(typed), cwd=home) == expected
+
+
+def test_bash_at_a_terminal(home, tmp_path):
+    """A person at a real bash presses the key."""
+    pytest.importorskip("pyte")
+    from terminals import Terminal
+
+    if shutil.which("bash") is None:
+        pytest.skip("no bash here")
+    program = tmp_path / "bin" / "bgectl"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m bgectl "$@"\n')
+    program.chmod(0o755)
+    start = tmp_path / "start"
+    start.write_text('PS1="$ "\neval "$(bgectl --show-completion bash)"\n')
+    run = f"import os; os.execvp('bash', ['bash', '--noprofile', '--rcfile', {str(start)!r}, '-i'])"
+    environment = {"PATH": f"{program.parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    terminal = Terminal(program=("-c", run), cwd=home, env=environment, columns=160)
+    terminal.wait_for("$")
+    for typed, expected in (
+        ("bgectl mine ro\t", "$ bgectl mine rows.jsonl"), ("x.js\b\b\b\bnot\t", "notes.txt"),
+        ("--embedder-name-or-path BA\t", "BAAI/bge-m3"), ("--config no\t", "--config notes.txt"),
+        ("--report de\t", "--report deep/"), ("er\t", "--report deep/er/"),
+    ):  # fmt: skip
+        terminal.type(typed)
+        terminal.wait_for(expected)
+    terminal.type("\x03exit\n")
+    assert terminal.end()[0] in (0, 130)

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
-from bgectl import console
+from bgectl import console, signals
 from bgectl.errors import WITH_PARENT, BgectlError, Interrupted, UsageError
 
 
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     before = {name: os.environ.get(name) for name in (console.LOG_FORMAT, console.VERBOSITY)}
     try:
         console.choose(words)
-        with console.streams():
+        with signals.handled(last=arguments is None), console.streams():
             code = _run(list(words))
             sys.stdout.flush()
     except BrokenPipeError:
@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+    if arguments is None and signals.caught():
+        signals.leave(code)
     sys.exit(code)
 
 
@@ -51,25 +53,37 @@ def _run(words: list[str]) -> int:
 
             end_with_parent()
         return app.run(words)
-    except BgectlError as problem:
-        if debug:
-            raise
-        place = f"{problem.where}: " if problem.where else ""
-        return _failed(problem, place + problem.message, problem.hint, problem.exit_code)
+    except Interrupted as problem:
+        return _failed(problem, problem.message, problem.hint, problem.exit_code)
     except KeyboardInterrupt as problem:
-        return _failed(problem, "interrupted", None, 130)
+        return _interrupted(problem)
     except BrokenPipeError:
         raise
-    except OSError as problem:
-        if debug:
-            raise
-        return _failed(problem, f"{problem.filename or 'output'}: {problem.strerror or problem}", None, 1)
     except Exception as problem:
+        # An import that was interrupted may call it an error of its own.
+        if signals.caught():
+            return _interrupted(problem)
         if debug:
             raise
-        text = str(problem).strip() or type(problem).__name__
-        hint = "`--debug` shows where; please report it if it is a bug"
-        return _failed(problem, f"{type(problem).__name__}: {text}", hint, 1)
+        return _failed(problem, *_in_words(problem))
+
+
+def _interrupted(problem: BaseException) -> int:
+    told = signals.interruption()
+    console.clear_line()
+    return _failed(told.with_traceback(problem.__traceback__), told.message, told.hint, told.exit_code)
+
+
+def _in_words(problem: Exception) -> tuple[str, str | None, int]:
+    """Message, hint and exit code of an error."""
+    if isinstance(problem, BgectlError):
+        place = f"{problem.where}: " if problem.where else ""
+        return place + problem.message, problem.hint, problem.exit_code
+    if isinstance(problem, OSError):
+        return f"{problem.filename or 'output'}: {problem.strerror or problem}", None, 1
+    text = str(problem).strip() or type(problem).__name__
+    hint = "`--debug` shows where; please report it if it is a bug"
+    return f"{type(problem).__name__}: {text}", hint, 1
 
 
 def check_environment() -> None:
@@ -86,12 +100,12 @@ def check_environment() -> None:
 
 def _failed(problem: BaseException, message: str, hint: str | None, code: int) -> int:
     """Tell an error, or leave it to the launcher that started this process, which tells the first one of all."""
-    if "LOCAL_RANK" in os.environ and not isinstance(problem, Interrupted | KeyboardInterrupt):
+    if "LOCAL_RANK" in os.environ and not isinstance(problem, Interrupted):
         from bgectl.launch import leave_to_launcher
 
         if leave_to_launcher(problem, message, hint, code):
             return code
     rank = os.environ.get("RANK", "0") if "LOCAL_RANK" in os.environ else "0"
-    if rank == "0" or not isinstance(problem, BgectlError | KeyboardInterrupt):
+    if rank == "0" or not isinstance(problem, BgectlError):
         console.error(message, hint=hint)
     return code

@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 
 from bgectl import console
 from bgectl.cli import help
+from bgectl.cli.complete import belongs
 from bgectl.errors import UsageError
 from bgectl.options.base import Options, flag_of, shape_of
 from bgectl.options.describe import EVERY_COMMAND, Described, describe
@@ -226,7 +227,7 @@ def rewrite(model: type[Options], words: Sequence[str]) -> list[str]:
         # Text may look like a flag, `--- {}`, but if it is one of ours then the value was forgotten.
         if not equals and left and hyphenate(left[0].partition("=")[0]) not in flags:
             values.append(left.pop(0))
-            while shape.many and left and _belongs(left[0], flags[head]):
+            while shape.many and left and belongs(left[0], flags[head]):
                 values.append(left.pop(0))
         if not values:
             hint = f"; if that is the text, write {head}={left[0]}" if left and shape.kind is str else ""
@@ -255,13 +256,6 @@ def _suggestion(head: str, flags: dict[str, Described]) -> str:
     if not head.startswith("--") and "-" + head in flags:
         return f"did you mean `-{head}`?"
     return did_you_mean(head, [flag for flag in flags if flag.startswith("--")])
-
-
-def _belongs(word: str, option: Described) -> bool:
-    pattern = option.pattern or (r"[-+]?\d+" if option.shape.kind is int else None)
-    if pattern is not None:
-        return re.fullmatch(pattern, word) is not None
-    return word == "-" or not word.startswith("-")
 
 
 def config_text(command: str, resolved: Resolved) -> str:

@@ -8,13 +8,13 @@ option models: Typer would load everything, and rich with it, at each press of t
 from __future__ import annotations
 
 import os
+import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bgectl.commands import COMMANDS, GROUPS
 from bgectl.errors import UsageError
-from bgectl.presets import names
 
 if TYPE_CHECKING:
     from bgectl.options.describe import Described
@@ -27,9 +27,6 @@ ROOT_OPTIONS = {
     "--install-completion": "Install the completion script for bash, zsh or fish.",
     "--help": "Show the help page.",
 }
-
-VALUES: dict[str, Callable[[], tuple[str, ...]]] = {"preset": names}
-"""Option → values that its type does not tell."""
 
 Candidate = tuple[str, str]
 """A word that could stand here, and what it means."""
@@ -55,8 +52,11 @@ def answer(environment: Mapping[str, str]) -> tuple[str, int]:
     words, incomplete = _typed(environment, shell)
     found = candidates(words, incomplete)
     if shell == "bash":
-        return "\n".join(word for word, _ in found), 0
+        return "\n".join(_bash(word, incomplete) for word, _ in found), 0
     if shell == "zsh":
+        if found and _all_paths(found):
+            # zsh's own, which shows folders as such.
+            return '_files -g "*.(jsonl|json|gz|zst)"', 0
         listed = "\n".join(f'"{_zsh(word)}":"{_zsh(text)}"' if text else f'"{_zsh(word)}"' for word, text in found)
         return (f"_arguments '*: :(({listed}))'" if found else "_files"), 0
     if environment.get("_TYPER_COMPLETE_FISH_ACTION") == "is-args":
@@ -73,7 +73,14 @@ def _typed(environment: Mapping[str, str], shell: str) -> tuple[list[str], str]:
         incomplete = words[cursor] if cursor < len(words) else ""
         # bash gives `--dtype=fl` as three words, and puts what we answer in the place of the last.
         done = [word for word in words[1:cursor] if word != "="]
-        return done, "" if incomplete == "=" else incomplete
+        incomplete = "" if incomplete == "=" else incomplete
+        # Likewise `cuda:0`.
+        if incomplete == ":" and done:
+            incomplete = done.pop() + ":"
+        elif len(done) > 1 and done[-1] == ":":
+            incomplete = f"{done[-2]}:{incomplete}"
+            done = done[:-2]
+        return done, incomplete
     typed = environment.get("_TYPER_COMPLETE_ARGS", "")
     words = _split(typed)[1:]
     return (words[:-1], words[-1]) if words and not typed.endswith(" ") else (words, "")
@@ -100,6 +107,16 @@ def _zsh(text: str) -> str:
     return text
 
 
+def _bash(word: str, incomplete: str) -> str:
+    """Quote a word; bash takes a colon for the end of a word, and wants only what comes after it."""
+    start = incomplete.rfind(":") + 1
+    return re.sub(r"([\s\\'\"$`&|;<>()*?\[\]{}!#])", r"\\\1", word[start:])
+
+
+def _all_paths(found: list[Candidate]) -> bool:
+    return all(word.endswith("/") or os.path.isfile(os.path.expanduser(word)) for word, _ in found)
+
+
 def candidates(words: list[str], incomplete: str) -> list[Candidate]:
     """What could stand at the cursor; nothing where it is the name of a file, or free text.
 
@@ -111,8 +128,6 @@ def candidates(words: list[str], incomplete: str) -> list[Candidate]:
     if command is None:
         return [pair for pair in _commands(words, incomplete) if pair[0].startswith(incomplete)]
     rest = words[len(command.split()) :]
-    if command == "presets" and not incomplete.startswith("-"):
-        return [(name, "") for name in names() if not rest and name.startswith(incomplete)]
     if command == "schema" and not incomplete.startswith("-"):
         return [pair for pair in _commands(rest, "") if pair[0].startswith(incomplete)]
     return _of_command(command, rest, incomplete)
@@ -130,33 +145,50 @@ def _commands(words: list[str], incomplete: str) -> list[Candidate]:
 
 
 def _of_command(command: str, words: list[str], incomplete: str) -> list[Candidate]:
+    from bgectl.cli.values import placed, values
+
+    options, flags = _options(command)
+    head, equals, value = incomplete.partition("=")
+    given, positional, waits = placed(words, flags, belongs)
+    if equals and head.startswith("-"):
+        option = flags.get(head.replace("_", "-"))
+        return [(f"{head}={found}", "") for found in values(option, given, value)] if option else []
+    if "--" in words:
+        return []
+    if incomplete.startswith("-"):
+        once = {name for name in given if not any(option.name == name and option.shape.many for option in options)}
+        rows = [(spelling, option.text) for spelling, option in flags.items() if option.name not in once]
+        rows.append(("--help", ROOT_OPTIONS["--help"]))
+        return [(flag, text) for flag, text in rows if flag.startswith(incomplete)]
+    option = waits or _place(options, given, positional)
+    return [(found, "") for found in values(option, given, incomplete)] if option else []
+
+
+def _options(command: str) -> tuple[list[Described], dict[str, Described]]:
+    """All options of a command, and by spelling."""
     from bgectl.options import MODELS
     from bgectl.options.describe import EVERY_COMMAND, describe
 
     options = [option for rows in describe(MODELS[command]()).values() for option in rows] + EVERY_COMMAND
-    flags = {spelling: option for option in options for spelling in option.spellings}
-    head, equals, value = incomplete.partition("=")
-    if equals and head.startswith("-"):
-        option = flags.get(head.replace("_", "-"))
-        choices = _choices(option) if option else ()
-        return [(f"{head}={choice}", "") for choice in choices if choice.startswith(value)]
-    if "--" in words:
-        return []
-    if incomplete.startswith("-"):
-        given = {flags[word].name for word in words if word in flags and not flags[word].shape.many}
-        rows = [(spelling, option.text) for spelling, option in flags.items() if option.name not in given]
-        rows.append(("--help", ROOT_OPTIONS["--help"]))
-        return [(flag, text) for flag, text in rows if flag.startswith(incomplete)]
-    last = next((index for index in reversed(range(len(words))) if words[index].startswith("-")), None)
-    option = flags.get(words[last].replace("_", "-")) if last is not None else None
-    if last is None or option is None or not (last == len(words) - 1 or option.shape.many):
-        return []
-    return [(choice, "") for choice in _choices(option) if choice.startswith(incomplete)]
+    return options, {spelling: option for option in options for spelling in option.spellings}
 
 
-def _choices(option: Described) -> tuple[str, ...]:
-    """The values that an option can have, where they are known."""
-    return VALUES.get(option.name, lambda: option.shape.choices)()
+def _place(options: list[Described], given: Mapping[str, list[str]], before: int) -> Described | None:
+    """The option that a positional word belongs to, with so many before it."""
+    for option in options:
+        if option.positional and (option.shape.many or option.name not in given):
+            if option.shape.many or not before:
+                return option
+            before -= 1
+    return None
+
+
+def belongs(word: str, option: Described) -> bool:
+    """Whether a word that follows a list's value can be another one."""
+    pattern = option.pattern or (r"[-+]?\d+" if option.shape.kind is int else None)
+    if pattern is not None:
+        return re.fullmatch(pattern, word) is not None
+    return word == "-" or not word.startswith("-")
 
 
 def script(shell: str, *, install: bool = False) -> str:
@@ -177,5 +209,14 @@ def script(shell: str, *, install: bool = False) -> str:
 
     names = {"prog_name": "bgectl", "complete_var": VARIABLE, "shell": shell}
     if install:
-        return str(completion.install(**names)[1])  # type: ignore[attr-defined]
-    return str(completion.get_completion_script(**names))  # type: ignore[attr-defined]
+        path = completion.install(**names)[1]  # type: ignore[attr-defined]
+        path.write_text(_with_folders(path.read_text()))
+        return str(path)
+    return _with_folders(completion.get_completion_script(**names))  # type: ignore[attr-defined]
+
+
+def _with_folders(text: str) -> str:
+    """In bash, let no space follow a folder, so that one can go on into it."""
+    return text.replace(
+        "    return 0", "    [[ ${COMPREPLY[0]} == */ ]] && compopt -o nospace 2> /dev/null\n    return 0"
+    )

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from bgectl import console
+from bgectl import console, signals
 from bgectl.errors import RunError, UsageError
 from bgectl.models.adapter import add_in_place, read_adapter
 from bgectl.models.facts import FORMAT_FIELDS, PROMPT_FORMAT, EmbedderFacts
@@ -291,6 +291,8 @@ def quiet_libraries() -> None:
     """Keep the libraries' own bars and advice off the user's terminal; warnings about errors stay. `--verbose` shows
     what they say.
     """
+    # What follows computes in the libraries, which look at no signal.
+    signals.watch()
     if not torch.cuda.is_available():
         # Else DeepSpeed, which accelerate imports where it is installed, warns that it has looked in vain for a GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

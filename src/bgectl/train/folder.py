@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bgectl.errors import RunError, UsageError
 from bgectl.jsonl import plain_mode
+from bgectl.signals import half_written
 from bgectl.train.checkpoints import is_whole, numbered, step_of
 
 MARK = "bgectl-run.json"
@@ -146,7 +147,8 @@ def write_model(folder: Path, write: Callable[[Path], None]) -> list[str]:
     beside = folder / _BESIDE
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        write(beside)
+        with half_written(beside):
+            write(beside)
         for weights in beside.rglob("*.safetensors"):
             weights.chmod(plain_mode())  # safetensors writes 0600
         entries = sorted(beside.iterdir(), key=lambda path: path.name == "config.json")

@@ -42,6 +42,7 @@ from bgectl.models.hub import ADAPTER_CONFIG, Hub, model_file
 from bgectl.models.lora import embedding_name
 from bgectl.models.weights import Weights, open_weights, write_weights
 from bgectl.options.merge import MergeOptions, shard_bytes
+from bgectl.signals import half_written
 from bgectl.train.card import merged_card
 from bgectl.train.checkpoints import WHOLE, is_whole, newest
 from bgectl.train.folder import MARK
@@ -102,7 +103,7 @@ def merge(
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        with written(beside):
+        with half_written(beside), written(beside):
             write_merged(beside, adapters, base, config, weights, dtype, shard, own_hub)
             write_card(beside, out.name, adapters, base, facts)
             inputs = described({"adapters": [Path(folder) / WEIGHTS for folder in folders]})

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from transformers import TrainerCallback
 
-from bgectl import console
+from bgectl import console, signals
 from bgectl.distributed import gather_objects, largest, rank, wait
 from bgectl.losses.unified import HEADS
 from bgectl.meter import Meter, duration
@@ -161,6 +161,8 @@ class Stopping(TrainerCallback):
         for number, former in zip(self.SIGNALS, self.former, strict=True):
             signal.signal(number, former)
         sys.unraisablehook = self.former_hook
+        if self.stopped:
+            signals.ending(self.stopped)
 
     def _dropped(self, dropped: Any) -> None:
         """Python would print a traceback."""
@@ -173,10 +175,12 @@ class Stopping(TrainerCallback):
             if rank() == 0:
                 # Not by way of the console, which may be in the middle of a line.
                 said = "finishing the step and writing a checkpoint; once more to stop at once"
-                os.write(2, console.json_line("warning", message=said) if console.as_json() else f"\n{said}\n".encode())
+                start = "\r\x1b[2K" if "bgectl.bar" in sys.modules and os.isatty(2) else ""
+                line = f"{start}{said}\n".encode()
+                os.write(2, console.json_line("warning", message=said) if console.as_json() else line)
             return
         self.at_once = True
-        raise KeyboardInterrupt
+        signals.end_at_once(number)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.at_once:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from bgectl import __version__, console
+from bgectl import __version__, console, signals
 from bgectl.data.datasets import Collection, build_datasets
 from bgectl.data.icl import KEPT_FREE, IclTexts, Wording
 from bgectl.data.prompts import Prompts
@@ -45,7 +45,7 @@ from bgectl.options.train import TrainIclOptions, TrainLlmOptions, TrainM3Option
 from bgectl.train.arguments import check_machine, check_trainer_names, training_arguments
 from bgectl.train.batches import BatchPlan
 from bgectl.train.card import model_card
-from bgectl.train.checkpoints import chosen, refuse_another_run, state_of
+from bgectl.train.checkpoints import chosen, newest, refuse_another_run, state_of
 from bgectl.train.collate import Collator, Groups
 from bgectl.train.folder import (
     BEST,
@@ -133,7 +133,7 @@ def run(options: TrainOptions) -> None:
     checkpoint = chosen("auto", options.output_dir) if here.restarts else None
     checkpoint = checkpoint or chosen(options.resume, options.output_dir)
     quiet_libraries()
-    with tempfile.TemporaryDirectory(prefix="bgectl-") as unpacked:
+    with tempfile.TemporaryDirectory(prefix="bgectl-") as unpacked, signals.half_written(Path(unpacked)):
         collection, plan = plan_batches(options, here, options.cache_path or Path(unpacked))
         report(plan, collection, options)
         plan.refuse_empty(allow=options.allow_empty_datasets)
@@ -229,6 +229,7 @@ def claimed(folder: Path, checkpoint: Path | None, here: Place) -> Iterator[None
             claim_folder(folder)
         else:
             reclaim_folder(folder, checkpoint)
+        signals.going_on(lambda: interrupted(folder))
         yield
 
 
@@ -382,6 +383,14 @@ def told(options: TrainOptions, trainer: EmbedderTrainer) -> Iterator[None]:
         raise DataError(problem.message.rsplit("DataError: ", 1)[-1].strip(), where=problem.where) from problem
     finally:
         trainer.progress.close()
+
+
+def interrupted(folder: Path) -> tuple[str, str | None]:
+    """What a run says that was ended at once, not after a step."""
+    last = newest(folder)
+    if last is None:
+        return "interrupted before the first checkpoint", "the same command with --resume auto starts anew"
+    return f"interrupted; newest checkpoint: {last}", "the same command with --resume auto goes on from there"
 
 
 def stopped(trainer: EmbedderTrainer) -> Interrupted:

@@ -6,18 +6,17 @@ import contextlib
 import fcntl
 import json
 import shutil
-import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bgectl import distributed
+from bgectl import distributed, signals
 from bgectl.atomic import put, sweep_parts
-from bgectl.errors import Interrupted
 from bgectl.work.texts import digest_of
-from bgectl.work.vault import Vault, unusable
+from bgectl.work.vault import Vault, kept, unusable
 
 NAME = ".bgectl"
 LOCK = "lock"
@@ -78,18 +77,29 @@ def run_folder(folder: Path) -> Iterator[Path]:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as problem:
         raise unusable(folder, problem) from problem
-    with lock:
+    kept.clear()
+    signals.going_on(lambda: interrupted(folder))
+    with lock, signals.half_written(own):
         try:
             distributed.from_first(str(own))
             yield own
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted; what was computed is kept in {folder}", signal=signal.SIGINT,
-                hint="the same command goes on from there",
-            ) from None  # fmt: skip
         finally:
             shutil.rmtree(own, ignore_errors=True)
             leave_if_empty(folder)
+
+
+def interrupted(folder: Path) -> tuple[str, str | None]:
+    """What a run says that a signal ended, and how to go on."""
+    if distributed.world() > 1:
+        # This process knows of its own part only.
+        return f"interrupted; what was computed is kept in {folder}", "the same command goes on from there"
+    counts: Counter[str] = Counter()
+    for unit, count in kept.values():
+        counts[unit] += count
+    if not counts.total():
+        return "interrupted; nothing was written", None
+    said = " and ".join(f"{count:,} {unit}" for unit, count in counts.items() if count)
+    return f"interrupted; {said} are kept in {folder}", "the same command goes on from there"
 
 
 def leave_if_empty(folder: Path) -> None:

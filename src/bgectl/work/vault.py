@@ -36,6 +36,10 @@ SECONDS_TO_SHOW = 90
 minute."""
 
 
+kept: dict[str, tuple[str, int]] = {}
+"""Of this run, by the label of each stage: the unit, and how many of those are kept."""
+
+
 class Vault:
     """Values by hash, in one folder.
 
@@ -186,6 +190,7 @@ def fill(
     """
     # What the first finds missing: another run may have written a shard before the others looked.
     missing = distributed.by_first(lambda: vault.missing(hashes))
+    kept[label] = unit, len(hashes) - len(missing)
     units = [missing[start : start + shard] for start in range(0, len(missing), shard)]
     own = units[distributed.rank() :: distributed.world()]
     total = sum(map(len, own)) if sizes is None else sum(sizes[int(place)] for places in own for place in places)
@@ -194,6 +199,7 @@ def fill(
             for places in own:
                 values, note = compute(places, advance)
                 vault.add(hashes[places], values, note)
+                kept[label] = unit, kept[label][1] + len(places)
     distributed.wait()
     wait_for(vault, hashes)
     return len(missing)
