@@ -354,3 +354,45 @@ def test_what_the_shell_lets_ignore_ctrl_c_ignores_it(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 0
     assert (tmp_path / "out").read_text() == "half"
+
+
+# -- A pipeline --
+
+VIEW = """
+from types import SimpleNamespace
+import sys, time
+from bgectl import console
+from bgectl.pipeline.view import View
+
+stages = [SimpleNamespace(command=name, name=name) for name in ("validate", "mine", "train-base", "eval")]
+view = View(stages)
+with view.shown():
+    view.set(stages[0], "unchanged", seconds=1.0)
+    view.set(stages[1], "running", "range changed")
+    view.heard(stages[1], {"level": "progress", "task": "Encoding passages", "done": 1200, "total": 5000,
+                           "unit": "texts", "rate": 400.0, "remaining": 9.5})
+    time.sleep(0.6)
+    view.heard(stages[1], {"level": "warning", "message": "the range goes beyond the pool"})
+    view.set(stages[1], "done", seconds=75.0)
+    view.set(stages[2], "failed")
+"""
+
+
+@pytest.mark.parametrize("columns", [36, 48, 120])
+def test_the_table_of_a_pipeline_keeps_its_columns(columns):
+    terminal = Terminal(program=("-c", VIEW), columns=columns)
+    frames = []
+    while terminal.read(0.2):
+        frames.append(terminal.lines)
+    assert terminal.end()[0] == 0, terminal.text
+    running = [line for frame in frames for line in frame if "mine" in line and "running" in line]
+    assert running
+    if columns == 120:
+        assert "Encoding passages 1,200/5,000 texts, 400/s, 9.5 s left" in running[-1]
+    assert max(map(len, terminal.lines)) <= columns
+    shown = [line.split() for line in terminal.lines]
+    assert ["✔", "mine", "done", "1:15"] in shown
+    assert ["✘", "train-base", "failed"] in shown
+    assert ["·", "eval", "waiting"] in shown
+    assert terminal.text.count("validate") == 1, "the table is drawn over itself"
+    assert "warning: mine: the range" in " ".join(terminal.text.split())

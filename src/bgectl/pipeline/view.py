@@ -19,6 +19,12 @@ MARKS = {"waiting": "·", "running": "▶", "done": "✔", "unchanged": "✔", "
 STYLES = {"running": "bold", "done": "green", "unchanged": "dim", "left out": "dim", "failed": "bold red"}
 
 
+GAPS = 10
+"""Columns between the columns of the table."""
+LEAST_NOTE = 10
+"""Columns that a note needs to say something."""
+
+
 @dataclass
 class Line:
     """One stage as it stands.
@@ -74,14 +80,20 @@ class View:
         from rich.table import Table
         from rich.text import Text
 
+        lines = list(self.lines.values())
+        rows = [(MARKS[line.status], line.name, line.status, line.time, line.note) for line in lines]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-        for name in ("", "stage", "", "time"):
-            table.add_column(name, justify="right" if name == "time" else "left", no_wrap=True)
-        table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
-        for line in self.lines.values():
-            style = STYLES.get(line.status, "")
-            cells = (MARKS[line.status], line.name, line.status, line.time, line.note)
-            table.add_row(*(Text(cell, style=style) for cell in cells))
+        heads = ("", "stage", "", "time")
+        widths = [max(len(head), *(len(row[place]) for row in rows)) for place, head in enumerate(heads)]
+        for head, width in zip(heads, widths, strict=True):
+            table.add_column(head, justify="right" if head == "time" else "left", no_wrap=True, width=width)
+        # The note has what is left, so that nothing else is cut for it.
+        left = console.stderr().width - sum(widths) - GAPS
+        if left >= LEAST_NOTE:
+            table.add_column("", no_wrap=True, overflow="ellipsis", max_width=left)
+        for line, row in zip(lines, rows, strict=True):
+            cells = row if left >= LEAST_NOTE else row[:-1]
+            table.add_row(*(Text(cell, style=STYLES.get(line.status, "")) for cell in cells))
         return table
 
     def set(self, stage: Stage, status: str, note: str = "", seconds: float | None = None) -> None:
