@@ -71,7 +71,7 @@ def quick():
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tiny_bert, tiny_xlmr, decoders, tmp_path_factory):
+def stand_ins(tiny_bert, tiny_xlmr, tiny_words, decoders, tmp_path_factory):
     """What each model of the documentation is in the tests."""
     folder = tmp_path_factory.mktemp("stand-ins")
     judge = make_cross_encoder(tiny_bert, folder / "judge")
@@ -79,18 +79,17 @@ def stand_ins(tiny_bert, tiny_xlmr, decoders, tmp_path_factory):
         "BAAI/bge-small-en-v1.5": tiny_bert, "BAAI/bge-base-en-v1.5": tiny_bert, "BAAI/bge-large-en-v1.5": tiny_bert,
         "BAAI/bge-m3": make_m3(tiny_xlmr, folder / "m3"), "BAAI/bge-multilingual-gemma2": decoders["gemma2"],
         "BAAI/bge-en-icl": decoders["mistral"], "BAAI/bge-reranker-v2-m3": judge, "BAAI/bge-reranker-base": judge,
-        "BAAI/bge-reranker-v2-gemma": make_language_model(folder / "gemma"),
+        "BAAI/bge-reranker-v2-gemma": make_language_model(tiny_words, folder / "gemma"),
     }  # fmt: skip
 
 
-def make_language_model(folder):
+def make_language_model(words, folder):
     """A random Gemma 2 that gives logits of words."""
     import torch
-    from conftest import WORDS
     from decoders import tokenizer_of
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    tokenizer = tokenizer_of("gemma2", WORDS)
+    tokenizer = tokenizer_of("gemma2", words)
     torch.manual_seed(0)
     config = Gemma2Config(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
