@@ -11,7 +11,6 @@ from rich.cells import cell_len, set_cell_size
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
-from rich.text import Text
 
 from bgectl import console
 from bgectl.meter import Meter, duration
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
 BAR = range(10, 31)
 """Columns of a bar: at least, and at most."""
+SECONDS_TO_SHOW = 0.4
+"""What takes less flickers by unseen."""
 GAP = 2
 """Columns between two parts of a line."""
 
@@ -48,6 +49,9 @@ class Line:
         meter = self.meter
         count = f"{meter.done:,}" + (f"/{meter.total:,}" if meter.total else "")
         left = "" if meter.remaining is None else f"{duration(meter.remaining)} left"
+        if not self.unit:
+            # Nothing is counted.
+            return [duration(meter.seconds)], max(0, min(width - cell_len(self.description) - 14, BAR[-1]))
         counted, rate = f"{count} {self.unit}", meter.rate_text if meter.done else ""
         share = f"{meter.done / meter.total:.0%}" if meter.total else count
         with_bar = [
@@ -86,12 +90,11 @@ class _Lines:
         self.lines: list[Line] = []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for index, line in enumerate(self.lines):
+        shown = [line for line in self.lines if line.meter.seconds >= SECONDS_TO_SHOW]
+        for index, line in enumerate(shown):
             if index:
                 yield Segment.line()
             yield from console.render(line, options)
-        if not self.lines:
-            yield Text("")
 
 
 _lines = _Lines()

@@ -13,16 +13,18 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
 from bgectl.meter import Meter, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+Thing = TypeVar("Thing")
 
 LOG_FORMAT, VERBOSITY = "BGECTL_LOG_FORMAT", "BGECTL_VERBOSITY"
 FORMATS = ("text", "json")
@@ -329,7 +331,8 @@ def progress(description: str, total: int | None, unit: str) -> Iterator[Advance
             yield meter.add
     else:
         yield from _lines(meter, description, unit)
-    detail(f"{description}: {meter.done:,} {unit} in {duration(meter.seconds)}" + _speed(meter))
+    amount = f"{meter.done:,} {unit} in " if unit else ""
+    detail(f"{description}: {amount}{duration(meter.seconds)}{_speed(meter)}")
 
 
 def _records(meter: Meter, description: str, unit: str) -> Iterator[Advance]:
@@ -368,6 +371,45 @@ def _told_of(meter: Meter, tell: Callable[[], None], first: float, next_: float)
         tell()
 
     return advance
+
+
+@contextmanager
+def working(description: str) -> Iterator[None]:
+    """Show that something goes on that cannot tell how far it is: a model is loaded, an index trained.
+
+    Args:
+        description: What is being done.
+    """
+    if not _told() or live():
+        with progress(description, None, "") as _:
+            yield
+        return
+    over = threading.Event()
+
+    def tell() -> None:
+        meter = Meter(None)
+        wait = SECONDS_TO_FIRST_LINE
+        while not over.wait(wait):
+            wait = SECONDS_TO_NEXT_LINE
+            if as_json():
+                record("progress", **progress_fields(meter, description, ""))
+            else:
+                info(f"{description}: {duration(meter.seconds)} so far")
+
+    threading.Thread(target=tell, name="working", daemon=True).start()
+    try:
+        with stage(description):
+            yield
+    finally:
+        over.set()
+
+
+def counted(things: Iterable[Thing], description: str, unit: str, total: int | None = None) -> Iterator[Thing]:
+    """The things, with a display of how many there were; see `progress`."""
+    with progress(description, total, unit) as advance:
+        for thing in things:
+            yield thing
+            advance()
 
 
 def progress_fields(meter: Meter, task: str, unit: str) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """`--help` of every command, as text, and the docs page."""
 
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +104,28 @@ def test_docs_page_names_every_option():
         for option in options(command):
             assert f"| `{option.flag}` |" in page
             assert option.text.replace("|", "\\|") in page
+
+
+def example(command, shown):
+    """The words of the example at the end of a help page."""
+    found = squeeze(shown).rpartition("Example: ")[2]
+    assert found.startswith(f"bgectl {command}"), found
+    return shlex.split(found.partition(" > ")[0].partition(" | ")[0])[1:]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_can_be_typed(bgectl, inside, tmp_path, monkeypatch, command):
+    words = example(command, bgectl(*command.split(), "--help").stdout)
+    monkeypatch.chdir(tmp_path)
+    done = inside(*words, "--print-config")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"# bgectl {command}\n")
+    given = [word for word in words[len(command.split()) :] if not word.startswith("-")]
+    assert "# flag" in done.stdout or not given
+
+
+def test_exit_codes_and_environment_are_told(bgectl):
+    text = squeeze(bgectl("--help").stdout)
+    for word in ("Exit codes", "130, 143", "BGECTL_LOG_FORMAT", "BGECTL_VERBOSITY", "HF_HUB_OFFLINE", "NO_COLOR"):
+        assert word in text
+    assert "Exit codes" not in bgectl("train", "--help").stdout

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import time
 from datetime import datetime, timedelta
 
 import pytest
@@ -209,3 +210,65 @@ def test_a_long_stage_says_a_line_now_and_then_without_a_terminal(monkeypatch, c
         advance(50)
         advance(10)
     assert len(capfd.readouterr().err.splitlines()) == 2
+
+
+def test_what_cannot_tell_how_far_it_is_shows_life(monkeypatch, capfd):
+    monkeypatch.setattr(console, "SECONDS_TO_FIRST_LINE", 0.05)
+    monkeypatch.setattr(console, "SECONDS_TO_NEXT_LINE", 0.05)
+    with console.working("Training the index"):
+        time.sleep(0.5)
+    time.sleep(0.2)
+    said = capfd.readouterr().err.splitlines()
+    assert 2 <= len(said) <= 10
+    assert all(line.startswith("Training the index: 0.") and line.endswith(" s so far") for line in said)
+    monkeypatch.setenv(console.LOG_FORMAT, "json")
+    with console.working("Training the index"):
+        time.sleep(0.3)
+    entry = records(capfd.readouterr().err)[0]
+    assert (entry["task"], entry["done"], entry["total"], entry["remaining"]) == ("Training the index", 0, None, None)
+
+
+def test_reading_large_files_has_progress(inside, rows, monkeypatch):
+    from bgectl.data import pieces
+
+    monkeypatch.setattr(pieces, "LONG_MEGABYTES", 0)
+    for words, task in ((["data", "stats"], "counting"), (["data", "validate"], "checking")):
+        found = records(inside(*words, rows, "--log-format", "json").stderr)
+        assert [entry["task"] for entry in found if entry["level"] == "progress"] == [task]
+
+
+def test_a_download_is_told_once(tmp_path, monkeypatch, capfd):
+    from huggingface_hub import constants
+
+    from bgectl.models.hub import Hub, tell_download
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    there = tmp_path / "models--me--mine"
+    (there / "refs").mkdir(parents=True)
+    (there / "refs" / "main").write_text("abc")
+    (there / "snapshots" / "abc").mkdir(parents=True)
+    for _ in range(2):
+        tell_download("me/mine", Hub(cache_dir=tmp_path))
+    assert capfd.readouterr().err == "me/mine: downloading from the hub\n"
+    (there / "snapshots" / "abc" / "config.json").write_text("{}")
+    tell_download.cache_clear()
+    tell_download("me/mine", Hub(cache_dir=tmp_path))
+    assert capfd.readouterr().err == ""
+
+
+def test_the_rate_is_that_of_late_and_the_rest_follows_from_it(monkeypatch):
+    from bgectl import meter
+
+    clock = [0.0]
+    monkeypatch.setattr(meter.time, "monotonic", lambda: clock[0])
+    counter = meter.Meter(1000, done=100)
+    assert (counter.rate, counter.remaining) == (0, None)
+    for second in range(1, 161):
+        clock[0] = second
+        counter.add(1 if second <= 100 else 10)
+    assert counter.done == 800
+    assert counter.rate == pytest.approx(10)
+    assert counter.remaining == pytest.approx(20)
+    counter.add(500)
+    assert counter.remaining == 0
+    assert [meter.duration(seconds) for seconds in (0.42, 65, 7230, 59.7)] == ["0.4 s", "1:05", "2:00:30", "1:00"]

@@ -273,7 +273,7 @@ def test_evaluation(place, tiny_bert, tmp_path):
     corpus = "".join(json.dumps({"id": f"{number}", "text": text}) + "\n" for number, text in enumerate(texts))
     (data / "corpus.jsonl").write_text(corpus)
     (data / "queries.jsonl").write_text(json.dumps({"id": "q", "text": "ka"}) + "\n")
-    (data / "qrels" / "test.jsonl").write_text(json.dumps({"qid": "q", "docid": "1", "relevance": 1}) + "\n")
+    (data / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
     terminal = Terminal("eval", tiny_bert, "--data", data, "-o", tmp_path / "report.json", cwd=place)
     terminal.wait_for("Encoding passages")
     ended(terminal, hint="nothing was written")

@@ -16,7 +16,21 @@ from bgectl.commands import COMMANDS, GROUPS
 from bgectl.errors import UsageError
 
 SUMMARY = "Fine-tune BGE text embedders: check data, mine hard negatives, score, train, evaluate."
-EPILOG = "Start with `bgectl init`, or `bgectl COMMAND --help`."
+EPILOG = "Start with `bgectl init`, or `bgectl COMMAND --help`. Files named `-` are stdin or stdout."
+EXIT_CODES = [
+    ("0", "Success."),
+    ("1", "The data has errors, or the run failed."),
+    ("2", "The command line or a configuration file is wrong; nothing was begun."),
+    ("130, 143", "Ended by Ctrl-C, or by SIGTERM; the message says what was kept and how to go on."),
+    ("141", "The reader of the output went away."),
+]
+ENVIRONMENT = [
+    ("BGECTL_LOG_FORMAT", "text or json: as --log-format, which wins over it."),
+    ("BGECTL_VERBOSITY", "quiet, normal or verbose: as --quiet and --verbose."),
+    ("HF_HOME, HF_TOKEN", "Where models from the hub are kept, and the access token."),
+    ("HF_HUB_OFFLINE", "With 1, no network is used: models are taken from folders and from what was downloaded."),
+    ("NO_COLOR, FORCE_COLOR", "No colours; colours also where the output is no terminal."),
+]
 HELP = ("-h", "--help")
 
 
@@ -51,7 +65,8 @@ class LazyGroup(TyperGroup):
         shown = [(f"{flag} SHELL" if "completion" in flag else flag, text) for flag, text in options.items()]
         usage = " ".join(["bgectl", *self.prefix.split(), "COMMAND [OPTIONS]"])
         summary = GROUPS.get(self.prefix, SUMMARY)
-        formatter.write(help.page(usage, summary, [("Commands", rows), ("Options", shown)], EPILOG))
+        more = [] if self.prefix else [("Exit codes", EXIT_CODES), ("Environment", ENVIRONMENT)]
+        formatter.write(help.page(usage, summary, [("Commands", rows), ("Options", shown), *more], EPILOG))
 
 
 def _nearest_command(words: str) -> str:

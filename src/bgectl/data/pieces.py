@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-from bgectl import jsonl
+from bgectl import console, jsonl
 from bgectl.errors import RunError
 
 PIECE_BYTES = 32 << 20
@@ -24,6 +24,9 @@ PIECE_BYTES = 32 << 20
 
 LONGEST_LINE = 64 << 20
 """Bytes of a line; what is longer has lost its line ends and is not taken into memory."""
+
+LONG_MEGABYTES = 64
+"""What is shorter is read in a moment."""
 
 Result = TypeVar("Result")
 
@@ -153,3 +156,31 @@ def _shared_hash_seed() -> Iterator[None]:
     finally:
         if given is None:
             del os.environ["PYTHONHASHSEED"]
+
+
+@contextmanager
+def progress_of(description: str, files: Sequence[Path]) -> Iterator[console.Advance]:
+    """Progress in megabytes for what takes longer than a moment; of compressed files the length is not known.
+
+    Args:
+        description: What is being done.
+        files: What is read.
+
+    Yields:
+        To be told of bytes.
+    """
+    known = all(cuttable(path) for path in files)
+    megabytes = sum(path.stat().st_size for path in files) >> 20 if known else 0
+    if known and megabytes < LONG_MEGABYTES:
+        yield lambda amount=1: None
+        return
+    with console.progress(description, megabytes if known else None, "MB") as advance:
+        rest = 0
+
+        def advance_bytes(amount: int = 1) -> None:
+            nonlocal rest
+            whole, rest = divmod(rest + amount, 1 << 20)
+            if whole:
+                advance(whole)
+
+        yield advance_bytes

@@ -14,7 +14,7 @@ import orjson
 
 from bgectl import console, jsonl
 from bgectl.data.check import row_flaws
-from bgectl.data.pieces import PIECE_BYTES, Piece, cut_file, default_workers, lines_of, map_pieces
+from bgectl.data.pieces import PIECE_BYTES, Piece, cut_file, default_workers, lines_of, map_pieces, progress_of
 from bgectl.data.tokens import TokenCounter, summary_of
 from bgectl.errors import UsageError
 from bgectl.options.data import StatsOptions
@@ -120,25 +120,26 @@ def count_files(
     counted = [FileStats(str(path).encode("utf-8", "replace").decode()) for path in files]
     pieces = [piece for index, path in enumerate(files) for piece in cut_file(index, path, piece_bytes)]
     if workers == 1 or tokens is not None or len(pieces) == 1 or any(str(path) == "-" for path in files):
-        with console.progress("counting", len(pieces), "pieces") as advance:
+        with progress_of("counting", files) as advance:
             for piece in pieces:
-                counted[piece.file].merge(count_piece(piece, tokens))
-                advance()
+                counted[piece.file].merge(count_piece(piece, tokens, advance))
         return counted
     with (
         map_pieces(partial(count_piece, tokens=None), pieces, workers) as results,
-        console.progress("counting", len(pieces), "pieces") as advance,
+        progress_of("counting", files) as advance,
     ):
         for piece, stats in results:
             counted[piece.file].merge(stats)
-            advance()
+            advance((piece.end or piece.path.stat().st_size) - piece.start)
     return counted
 
 
-def count_piece(piece: Piece, tokens: TokenCounter | None = None) -> FileStats:
-    """The counts of one piece."""
+def count_piece(piece: Piece, tokens: TokenCounter | None = None, advance: console.Advance | None = None) -> FileStats:
+    """The counts of one piece; `advance` is told of bytes."""
     stats = FileStats("")
     for number, line in enumerate(lines_of(piece)):
+        if advance is not None:
+            advance(len(line))
         if number == 0 and piece.start == 0:
             line = line.removeprefix(jsonl.UTF8_BOM)
         try:

@@ -15,8 +15,9 @@ import orjson
 
 from bgectl import jsonl
 from bgectl.data.check import row_flaws
+from bgectl.data.pieces import progress_of
 from bgectl.data.rows import Row, to_row
-from bgectl.errors import DataError
+from bgectl.errors import DataError, UsageError
 
 SHOWN_ERRORS = 10
 """Rows named in one error message."""
@@ -84,14 +85,20 @@ def open_rows(path: Path, unpack_to: Path) -> RowFile:
         unpack_to: Folder for the unpacked copies; one that is there already is taken.
 
     Raises:
+        UsageError: It is stdin.
         DataError: Rows have errors; the first ones are named with line and field.
     """
+    if str(path) == "-":
+        raise UsageError("training reads its rows again and again, which stdin does not allow", where="--train-data -",
+                         hint="write them to a file first")  # fmt: skip
     file = RowFile(path, _plain(path, unpack_to))
     errors: list[str] = []
     count = 0
     offset = 0
-    with file.plain.open("rb", buffering=1 << 20) as stream:
+    reading = progress_of(f"Reading {path.name}", [file.plain])
+    with reading as advance, file.plain.open("rb", buffering=1 << 20) as stream:
         for number, data in enumerate(stream, 1):
+            advance(len(data))
             start, offset = offset, offset + len(data)
             if number == 1 and data.startswith(jsonl.UTF8_BOM):
                 start, data = start + len(jsonl.UTF8_BOM), data[len(jsonl.UTF8_BOM) :]

@@ -10,7 +10,6 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from bgectl import console, jsonl
 from bgectl.data import fix
 from bgectl.data.check import Problem
-from bgectl.data.pieces import PIECE_BYTES, Piece, cut_file, default_workers, map_pieces
+from bgectl.data.pieces import PIECE_BYTES, Piece, cut_file, default_workers, map_pieces, progress_of
 from bgectl.data.rows import Flaw, Severity
 from bgectl.data.scan import MOST_PROBLEMS, Checks, Differing, Found, Head, Scan, first_head, scan_piece
 from bgectl.data.tokens import TokenCounter
@@ -187,7 +186,7 @@ def _scan_all(
     sizes = [path.stat().st_size if path.is_file() else 0 for path in files]
     if alone or sum(sizes) <= piece_bytes:
         take = tokens.add if tokens is not None else None
-        with _progress(files, sizes) as advance:
+        with progress_of("checking", files) as advance:
             for index, path in enumerate(files):
                 piece = Piece(index, path)
                 yield piece, Scan(piece, checks, advance=advance, take=take).run()
@@ -199,7 +198,7 @@ def _scan_all(
         pieces += cut
     with (
         map_pieces(partial(scan_piece, checks=checks, heads=heads), pieces, workers) as results,
-        _progress(files, sizes) as advance,
+        progress_of("checking", files) as advance,
     ):
         for piece, found in results:
             advance(found.bytes)
@@ -217,25 +216,6 @@ def _cut(index: int, path: Path, checks: Checks, piece_bytes: int) -> tuple[list
         head = None
     # Without a good row in all of it, its pieces would disagree on what to compare with.
     return (pieces if head else [Piece(index, path)]), head
-
-
-@contextmanager
-def _progress(files: Sequence[Path], sizes: Sequence[int]) -> Iterator[console.Advance]:
-    """A bar of megabytes for what takes longer than a moment; of compressed files the length is not known."""
-    known = all(path.suffix not in {".gz", ".zst"} and path.is_file() for path in files)
-    megabytes = sum(sizes) >> 20
-    if known and megabytes < 64:
-        yield lambda amount=1: None
-        return
-    with console.progress("checking", megabytes if known else None, "MB") as advance:
-        rest = 0
-
-        def advance_bytes(amount: int = 1) -> None:
-            nonlocal rest
-            whole, rest = divmod(rest + amount, 1 << 20)
-            advance(whole)
-
-        yield advance_bytes
 
 
 def _merge(report: Report, piece: Piece, found: Found) -> None:

@@ -98,7 +98,8 @@ class Approximate:
             raise RunError("the pool is empty")
         try:
             if not index.is_trained:
-                index.train(np.concatenate(sample))
+                with console.working("Training the index"):
+                    index.train(np.concatenate(sample))
             with console.progress("Indexing", count, "passages") as advance:
                 for _, values in self._space.pool_shards():
                     index.add(values)

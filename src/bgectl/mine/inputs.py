@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bgectl import jsonl
+from bgectl import console, jsonl
 from bgectl.data.rows import Row, read_rows
 from bgectl.errors import DataError
 from bgectl.evaluate.judged import load_judged
@@ -140,7 +140,7 @@ def _collect(rows: Path, pool: Path | None, folder: Path, spool: Any, normalize:
     hashes: list[int] = []
     keys: list[int] = []
     ends = [0]
-    for number, (_, row) in enumerate(read_rows(rows)):
+    for number, (_, row) in enumerate(console.counted(read_rows(rows), "Reading rows", "rows")):
         data = jsonl.dump(row.raw)
         read.append(hash_of(data))
         if spool is not None:
@@ -157,7 +157,7 @@ def _collect(rows: Path, pool: Path | None, folder: Path, spool: Any, normalize:
     if not asked:
         raise DataError("holds no rows", where=str(rows))
     if pool is not None:
-        for text in read_pool(pool):
+        for text in console.counted(read_pool(pool), "Reading the pool", "passages"):
             passages.add(text)
     kept = {"queries": queries.close(), "pool": passages.close(), "others": others.close()}
     row_query = Places(kept["queries"].hashes).find(np.array(asked, dtype=np.uint64))

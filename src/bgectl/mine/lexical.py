@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bgectl import console
 from bgectl.errors import RunError
 
 MISSING = "pip install 'bgectl[bm25]'"
@@ -51,10 +52,13 @@ class Bm25:
         self._tokenizer = tokenizer
         self._index = bm25s.BM25()
         ids: list[list[int]] = []
-        for start in range(0, len(pool), CHUNK):
-            ids += self._tokens(pool[start : start + CHUNK])
+        with console.progress("Indexing for BM25", len(pool), "passages") as advance:
+            for start in range(0, len(pool), CHUNK):
+                ids += self._tokens(pool[start : start + CHUNK])
+                advance(min(CHUNK, len(pool) - start))
         vocabulary = {str(token): token for token in range(len(tokenizer))}
-        self._index.index(bm25s.tokenization.Tokenized(ids, vocabulary), show_progress=False)
+        with console.working("Indexing for BM25"):
+            self._index.index(bm25s.tokenization.Tokenized(ids, vocabulary), show_progress=False)
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         # Lower case, as words are looked up without regard to it.

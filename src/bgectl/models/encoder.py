@@ -157,7 +157,7 @@ def load_backbone(
             # Weights in few bits lie where they are made; each process has a device of its own.
             place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
             extra |= {"quantization_config": quantization, "device_map": {"": place}}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), console.working(f"Loading {name}"):
             warnings.simplefilter("ignore")
             backbone, loading = AutoModel.from_pretrained(
                 name, config=config, dtype=dtype, output_loading_info=True, **extra, **hub.arguments()

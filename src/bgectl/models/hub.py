@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from bgectl.errors import DataError, RunError
 
 ADAPTER_CONFIG = "adapter_config.json"
 """Lies in the folder of an adapter, whose weights are of use with those of its base model only."""
+ENOUGH = ("config.json", ADAPTER_CONFIG)
+"""Where one of them is in the hub's cache, the rest was downloaded too, or soon is."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,13 @@ def model_file(name: str, file: str, hub: Hub) -> Path | None:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    cache = str(hub.cache_dir) if hub.cache_dir else None
+    kept_in = str(hub.cache_dir) if hub.cache_dir else None
     try:
-        return Path(hf_hub_download(name, file, revision=hub.revision, cache_dir=cache, token=hub.token))
+        tell_download(name, hub)
+        return Path(hf_hub_download(name, file, revision=hub.revision, cache_dir=kept_in, token=hub.token))
     except LocalEntryNotFoundError as problem:
         # Without a network, a file that the model lacks and one that was not downloaded look alike.
-        if not isinstance(try_to_load_from_cache(name, "config.json", cache_dir=cache, revision=hub.revision), str):
+        if not isinstance(try_to_load_from_cache(name, "config.json", cache_dir=kept_in, revision=hub.revision), str):
             raise unreachable(name, problem) from problem
         if file == "modules.json":
             console.warn(f"{name}: no modules.json in the local copy, and no network to see whether there is one")
@@ -58,6 +62,17 @@ def model_file(name: str, file: str, hub: Hub) -> Path | None:
         return None
     except (HfHubHTTPError, HFValidationError, OSError) as problem:
         raise unreachable(name, problem) from problem
+
+
+@cache
+def tell_download(name: str, hub: Hub) -> None:
+    """Say, once, that a model is not here yet: what follows may take minutes."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    folder = str(hub.cache_dir) if hub.cache_dir else None
+    known = (try_to_load_from_cache(name, file, cache_dir=folder, revision=hub.revision) for file in ENOUGH)
+    if not constants.HF_HUB_OFFLINE and not any(isinstance(path, str) for path in known):
+        console.info(f"{name}: downloading from the hub")
 
 
 def base_of(name: str, hub: Hub) -> str | None:

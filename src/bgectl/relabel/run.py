@@ -44,7 +44,10 @@ def run(options: RelabelOptions) -> None:
         relabelling = Relabelling(options, teacher)
         inputs = described({"input_file": options.input_file}) if distributed.rank() == 0 else {}
         told = scores_of_manifest(options.input_file)
-        write_together(options.output_file, relabelling.rows(source))
+        rows = relabelling.rows(source)
+        # A teacher has progress of its own.
+        rows = console.counted(rows, "Relabelling", "rows") if teacher is None else rows
+        write_together(options.output_file, rows)
         if distributed.rank() == 0:
             # The scores stay those of their teacher, and so does what `score --only-missing` goes by.
             facts = teacher.facts if teacher else told

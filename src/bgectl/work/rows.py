@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bgectl import distributed, jsonl
+from bgectl import console, distributed, jsonl
 from bgectl.data.rows import read_rows
 from bgectl.errors import DataError
 from bgectl.models.encoder import quiet_libraries
@@ -40,7 +40,7 @@ def rows_at_work(source: Path, target: Path, given: Path | None) -> Iterator[tup
             if distributed.rank() == 0:
                 jsonl.write_objects(file, (row.raw for _, row in read_rows(source)))
             distributed.wait()
-        if not sum(1 for _ in read_rows(file)):
+        if not sum(1 for _ in console.counted(read_rows(file), "Reading rows", "rows")):
             raise DataError("holds no rows", where=str(source))
         yield file, work
 
