@@ -29,6 +29,7 @@ MODELS: dict[str, Callable[[], type[Options]]] = {
     "train icl": _model("train", "TrainIclOptions"),
     "merge-lora": _model("merge", "MergeOptions"),
     "eval": _model("evaluate", "EvalOptions"),
+    "doctor": _model("doctor", "DoctorOptions"),
     "schema": _model("tools", "SchemaOptions"),
 }
 """Command → function that imports and returns its model."""
