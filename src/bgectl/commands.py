@@ -12,6 +12,7 @@ COMMANDS = {
     "train llm": "Fine-tune a decoder as an embedder, by LoRA (bge-multilingual-gemma2, e5-mistral).",
     "train icl": "Fine-tune a decoder embedder that takes examples in its prompt (bge-en-icl).",
     "merge-lora": "Make a whole model of an adapter and its base.",
+    "export": "Write an embedder as ONNX and check it against the model.",
     "eval": "Measure retrieval with one or several models.",
     "doctor": "Check packages, GPUs, hub and disks, and say what mends them.",
     "schema": "Print the JSON schema of a command's options.",

@@ -28,6 +28,7 @@ MODELS: dict[str, Callable[[], type[Options]]] = {
     "train llm": _model("train", "TrainLlmOptions"),
     "train icl": _model("train", "TrainIclOptions"),
     "merge-lora": _model("merge", "MergeOptions"),
+    "export": _model("export", "ExportOptions"),
     "eval": _model("evaluate", "EvalOptions"),
     "doctor": _model("doctor", "DoctorOptions"),
     "schema": _model("tools", "SchemaOptions"),
