@@ -13,6 +13,7 @@ COMMANDS = {
     "train icl": "Fine-tune a decoder embedder that takes examples in its prompt (bge-en-icl).",
     "merge-lora": "Make a whole model of an adapter and its base.",
     "export": "Write an embedder as ONNX and check it against the model.",
+    "push": "Put a model and its card on the hub, after saying what would go there.",
     "eval": "Measure retrieval with one or several models.",
     "doctor": "Check packages, GPUs, hub and disks, and say what mends them.",
     "schema": "Print the JSON schema of a command's options.",

@@ -29,6 +29,7 @@ MODELS: dict[str, Callable[[], type[Options]]] = {
     "train icl": _model("train", "TrainIclOptions"),
     "merge-lora": _model("merge", "MergeOptions"),
     "export": _model("export", "ExportOptions"),
+    "push": _model("push", "PushOptions"),
     "eval": _model("evaluate", "EvalOptions"),
     "doctor": _model("doctor", "DoctorOptions"),
     "schema": _model("tools", "SchemaOptions"),
