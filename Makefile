@@ -8,12 +8,18 @@ PYTEST_ARGS ?=
 SLOW ?=
 # Test files run at a time: a test computes on one thread.
 JOBS ?= 2
+# The pins are for python 3.11; for another one `make CONSTRAINTS= test` takes the ranges. PINS are more requirements,
+# such as PINS='transformers==5.0.*'.
+CONSTRAINTS ?= constraints.txt
+PINS ?=
+BARE ?= .venv-bare
 
-.PHONY: help demo test lint format bench docs docs-serve clean
+.PHONY: help demo test bare lint format bench docs docs-serve clean
 
 help:
 	@echo "make demo    the whole job on example_data with a real model (MODEL=name, RERANKER=name)"
 	@echo "make test    the tests;  make test SLOW=1  also the long runs, as .ci/run does"
+	@echo "make bare    every command in an installation without extras"
 	@echo "make lint    ruff and mypy;  make format  ruff format"
 	@echo "make docs    write docs/cli.md from the option models and build the site into build/site;  make docs-serve  show it"
 	@echo "make bench   the benchmarks beside other tools (installs them into an environment of their own)"
@@ -21,7 +27,7 @@ help:
 # The pins keep an installation repeatable; `pip install bgectl` itself takes ranges.
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]' $(PINS)
 	@touch $@
 
 demo: $(BIN)/.installed
@@ -29,6 +35,12 @@ demo: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(SLOW),,-m "not slow") $(PYTEST_ARGS)
+
+# Not editable: that would show whether a file was forgotten in the wheel.
+bare: $(BIN)/.installed
+	$(PYTHON) -m venv --clear $(BARE)
+	$(BARE)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) .
+	BGECTL_BARE_PYTHON=$(BARE)/bin/python $(BIN)/python -m pytest tests/e2e/test_bare_install.py $(PYTEST_ARGS)
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .
@@ -54,4 +66,4 @@ bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/train.py
 
 clean:
-	rm -rf $(VENV) .venv-peers demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .nox .venv-peers $(BARE) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

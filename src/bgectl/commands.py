@@ -12,10 +12,13 @@ COMMANDS = {
     "train llm": "Fine-tune a decoder as an embedder, by LoRA (bge-multilingual-gemma2, e5-mistral).",
     "train icl": "Fine-tune a decoder embedder that takes examples in its prompt (bge-en-icl).",
     "merge-lora": "Make a whole model of an adapter and its base.",
+    "export": "Write an embedder as ONNX and check it against the model.",
+    "push": "Put a model and its card on the hub, after saying what would go there.",
     "eval": "Measure retrieval with one or several models.",
     "run": "Run the stages of bgectl.yaml one after the other; what has not changed is not run again.",
     "presets": "List the presets of options for known models, or print one.",
     "translate": "Say a command line of FlagEmbedding in bgectl's words.",
+    "doctor": "Check packages, GPUs, hub and disks, and say what mends them.",
     "schema": "Print the JSON schema of a command's options.",
 }
 """Every command and its summary; its module is `bgectl.cli.<words joined by _>`."""

@@ -28,10 +28,13 @@ MODELS: dict[str, Callable[[], type[Options]]] = {
     "train llm": _model("train", "TrainLlmOptions"),
     "train icl": _model("train", "TrainIclOptions"),
     "merge-lora": _model("merge", "MergeOptions"),
+    "export": _model("export", "ExportOptions"),
+    "push": _model("push", "PushOptions"),
     "eval": _model("evaluate", "EvalOptions"),
     "run": _model("run", "RunOptions"),
     "presets": _model("tools", "PresetsOptions"),
     "translate": _model("tools", "TranslateOptions"),
+    "doctor": _model("doctor", "DoctorOptions"),
     "schema": _model("tools", "SchemaOptions"),
 }
 """Command → function that imports and returns its model."""

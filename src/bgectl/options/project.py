@@ -61,6 +61,8 @@ def project_values(model: str) -> dict[str, dict[str, Any]]:
             "save_merged_lora_model": True,
         },
         "merge-lora": {"adapters": [f"{OUTPUT}-llm"], "output_dir": f"{OUTPUT}-llm-merged"},
+        "export": {"model_name_or_path": OUTPUT, "output_dir": f"{OUTPUT}-onnx", "to": None},
+        "push": {"folder": OUTPUT, "name": f"your-name/{OUTPUT}"},
         "eval": {"model_name_or_path": [model, OUTPUT], "eval_data": "eval"},
         "run": {"stages": ["validate", "mine", "score", "train-base", "eval"]},
     }  # fmt: skip
