@@ -49,6 +49,15 @@ CASES = {
     "export": [("{bert} {out}", "onnx")],
     "push": [("{folder}/card me/toy", None)],
     "eval": [("{bert} --eval-data {eval}", None)],
+    "run": [("--data {rows} --model {bert} --stages validate mine --output-dir {out}", None)],
+    "presets": [("", None)],
+    "translate": [
+        (
+            "'torchrun --nproc_per_node 2 -m FlagEmbedding.finetune.embedder.encoder_only.base --model_name_or_path a "
+            "--train_data b --output_dir c'",
+            None,
+        )
+    ],
     "doctor": [("--offline", None)],
     "schema": [("mine", None)],
 }
