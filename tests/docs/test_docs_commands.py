@@ -21,6 +21,7 @@ from forked import make_cross_encoder, make_m3, quick_collections
 
 from bgectl.options import MODELS
 from bgectl.options.base import flag_of
+from bgectl.options.describe import EVERY_COMMAND
 
 NOT_RUN = {
     "pip install": "changes the environment that the tests run in",
@@ -362,15 +363,16 @@ def test_what_is_not_run_is_shown_somewhere():
 FOREIGN = {
     "--nproc-per-node", "--nnodes", "--ntasks-per-node", "--job-name", "--nodes", "--gpus-per-node", "--cpus-per-task",
     "--time", "--signal", "--requeue", "--rdzv-backend", "--gpus", "--model-id", "--default-prompt-name", "--runner",
-    "--port", "--version", "--install-completion", "--show-completion", "--print-config", "--config", "--debug",
-    "--help", "--large", "--prefix", "--pooling", "--flag", "--no-flag", "--embeder-name-or-path",
+    "--port", "--version", "--install-completion", "--show-completion", "--help", "--large", "--prefix", "--pooling",
+    "--flag", "--no-flag", "--embeder-name-or-path", "--normlized", "--same-task-within-batch", "--enable-sub-batch",
+    "--num-gpus", "--module",
 }  # fmt: skip
-"""Flags of other programs, of every command, and of examples."""
+"""Flags of other programs, of the program itself, and of examples."""
 
 
 def test_every_flag_in_the_text_exists():
     """A flag that is told of anywhere is one of some command."""
-    known = set(FOREIGN)
+    known = FOREIGN | {option.flag for option in EVERY_COMMAND}
     for load in MODELS.values():
         for name, field in load().model_fields.items():
             own = {f"--{name.replace('_', '-')}", *(alias for alias in flag_of(field).names if alias.startswith("--"))}
