@@ -26,6 +26,9 @@ from bgectl.errors import DataError, RunError, UsageError
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst")
 """Endings of the files a directory contributes."""
 
+MANIFEST = ".manifest.json"
+"""Ending of what bgectl writes beside an output; it is no data file."""
+
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -45,6 +48,11 @@ def dataset_stem(path: Path) -> str:
     return path.stem
 
 
+def is_data(path: Path) -> bool:
+    """Whether a file of a directory is one of data, by its name."""
+    return path.name.endswith(SUFFIXES) and not path.name.endswith(MANIFEST)
+
+
 def expand_paths(paths: Iterable[Path]) -> list[Path]:
     """The data files that `paths` name, directories standing for the files in them in sorted order.
 
@@ -57,7 +65,7 @@ def expand_paths(paths: Iterable[Path]) -> list[Path]:
             files.append(path)
         elif path.is_dir():
             try:
-                inside = sorted(entry for entry in path.iterdir() if entry.is_file() and entry.name.endswith(SUFFIXES))
+                inside = sorted(entry for entry in path.iterdir() if entry.is_file() and is_data(entry))
             except OSError as problem:
                 raise UsageError(f"cannot be read: {problem.strerror or problem}", where=str(path)) from problem
             if not inside:

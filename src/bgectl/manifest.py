@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bgectl import __version__
+from bgectl.jsonl import MANIFEST as ENDING
 from bgectl.jsonl import replace_file
 
-ENDING = ".manifest.json"
 PACKAGES = ("torch", "transformers")
 
 

@@ -1,0 +1,26 @@
+"""`bgectl data split`."""
+
+from __future__ import annotations
+
+from typer.core import TyperCommand
+
+from bgectl.cli import bind
+from bgectl.options.split import SplitOptions
+
+
+def split(options: SplitOptions) -> None:
+    """Hold rows out for evaluation without leaks, or sort rows into files by length.
+
+    Rows that share a query or a positive, but for case and white space, stay on one side.
+    """
+    from bgectl.data.split import run
+
+    run(options)
+
+
+def command() -> TyperCommand:
+    """The Typer command."""
+    return bind.command_of(
+        "data split", SplitOptions, split,
+        epilog="Example: bgectl data split train.jsonl --output-dir split --held-out 0.1 --near --beir",
+    )  # fmt: skip
