@@ -182,10 +182,14 @@ def write_csv(stream: IO[bytes], records: Iterable[Raw], names: Sequence[str], d
     """Write records as CSV; lists are JSON in their cell."""
     text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    # Python before 3.13 leaves a bare carriage return without quotes.
+    quoting = csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(names)
     for record in records:
-        values = (record.get(name) for name in names)
-        writer.writerow([jsonl.dump(value).decode() if isinstance(value, list) else value for value in values])
+        values = [record.get(name) for name in names]
+        cells = [jsonl.dump(value).decode() if isinstance(value, list) else value for value in values]
+        returns = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+        (quoting if returns else writer).writerow(cells)
     text.detach()
 
 

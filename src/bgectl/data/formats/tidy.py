@@ -41,7 +41,9 @@ def _join(first: Raw, more: Raw, side: str, known: set[str]) -> None:
     name = f"{side}_scores"
     own, other = first.get(name), more.get(name)
     if not first[side]:
-        first[name], own = [], []
+        first.pop(name, None)
+        if other is not None:
+            own = first[name] = []
     if (own is None) != (other is None):
         first[PARTLY] = True
     for place, text in enumerate(more[side]):
