@@ -17,7 +17,7 @@ from bgectl.manifest import read_manifest
 from bgectl.options.convert import ConvertOptions
 
 ROWS = [
-    {"query": "how do I bleed a radiator?", "pos": ["Turn it off,\nthen open the \"key\"."], "neg": ["A valve.", "Ünïcode; 日本"]},
+    {"query": "how do I bleed a radiator?", "pos": ["Off,\nthen open the \"key\"."], "neg": ["A valve.", "Ünïcode; 日"]},
     {"query": "tab\tin a query", "pos": ["one", "two"], "neg": ["three", "A valve."]},
     {"query": "no, negatives", "pos": ["p"], "neg": []},
 ]  # fmt: skip
@@ -57,7 +57,8 @@ def there_and_back(rows, folder, format, ending="", back=None, **options):
 
 
 HOLDS_TEXTS = [
-    ("bgectl", ".jsonl"), ("bgectl", ".jsonl.zst"), ("sentence-transformers", ".jsonl"), ("sentence-transformers", ".csv"),
+    ("bgectl", ".jsonl"), ("bgectl", ".jsonl.zst"), ("sentence-transformers", ".jsonl"),
+    ("sentence-transformers", ".csv"),
     ("sentence-transformers", ".parquet"), ("jsonl", ".jsonl.gz"), ("csv", ".csv"), ("csv", ".csv.gz"), ("tsv", ".tsv"),
     ("tsv", ".tsv.zst"), ("parquet", ".parquet"), ("datasets", ""), ("tevatron", ".jsonl"), ("beir", ""),
 ]  # fmt: skip
@@ -367,7 +368,7 @@ def test_a_written_dataset_loads(run, write_rows, tmp_path):
     source = str(write_rows(SCORED))
     convert.run(ConvertOptions(input_file=source, output_file=tmp_path / "ds", to_format="datasets", split="dev"))
     loaded = datasets.load_dataset(str(tmp_path / "ds"), split="dev")
-    assert [{key: value for key, value in row.items()} for row in loaded] == SCORED
+    assert list(map(dict, loaded)) == SCORED
     assert read_manifest(tmp_path / "ds" / "dataset")["rows"] == 2
 
 

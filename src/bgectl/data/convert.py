@@ -18,7 +18,7 @@ from bgectl import console, jsonl
 from bgectl.data.formats import beir, flat, llamaindex, msmarco, own, tables, tevatron
 from bgectl.data.formats.columns import NAMES
 from bgectl.data.formats.source import Notes, Placed, Problems, Raw, Source, counted
-from bgectl.data.formats.target import Target, check_folder
+from bgectl.data.formats.target import Target, check_folder, spooled
 from bgectl.data.formats.tidy import checked, grouped
 from bgectl.errors import DataError, UsageError
 from bgectl.manifest import described, write_manifest
@@ -88,7 +88,13 @@ def run(options: ConvertOptions) -> None:
         if not count:
             raise DataError("holds no row that could be written", where=options.input_file, hint=_why_none(notes))
 
-    outputs = FORMATS[target_format][1](rows(), target)
+    write = FORMATS[target_format][1]
+    if str(options.output_file) == "-" and not options.skip_bad:
+        # What went into a pipe cannot be taken back when a defect comes up.
+        with spooled(rows()) as spool:
+            outputs = write(spool, target)
+    else:
+        outputs = write(rows(), target)
     notes.tell(target_format)
     facts: dict[str, Any] = {
         "from": source_format, "to": target_format, "rows": count, "skipped": problems.records,

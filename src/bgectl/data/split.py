@@ -307,12 +307,17 @@ def _fill(sizes: Numbers, order: Numbers, wanted: int) -> Flags:
 
 
 def _check_share(sizes: Numbers, chosen: Flags, wanted: int, rows: int, *, near: bool) -> None:
-    """Raises: DataError: The rows of the groups are too far from what was wanted."""
+    """Refuse a choice whose rows are too far from what was wanted.
+
+    Raises:
+        UsageError: That is all there are.
+        DataError: Whole groups make no better one.
+    """
+    if wanted >= rows:
+        raise UsageError(f"there are {counted(rows, 'row')}; some must be left to train on", where="--held-out")
     taken = int(sizes[chosen].sum())
     if 0 < taken < rows and abs(taken - wanted) <= max(1, TOLERANCE * wanted):
         return
-    if wanted >= rows:
-        raise UsageError(f"there are {counted(rows, 'row')}; some must be left to train on", where="--held-out")
     shared = "a query, a positive or a near copy of one" if near else "a query or a positive"
     raise DataError(
         f"{counted(wanted, 'row')} cannot be held out without a leak: rows that share {shared} make "

@@ -184,13 +184,16 @@ def write_csv(stream: IO[bytes], records: Iterable[Raw], names: Sequence[str], d
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
     # Python before 3.13 leaves a bare carriage return without quotes.
     quoting = csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(names)
-    for record in records:
-        values = [record.get(name) for name in names]
-        cells = [jsonl.dump(value).decode() if isinstance(value, list) else value for value in values]
-        returns = any(isinstance(cell, str) and "\r" in cell for cell in cells)
-        (quoting if returns else writer).writerow(cells)
-    text.detach()
+    try:
+        writer.writerow(names)
+        for record in records:
+            values = [record.get(name) for name in names]
+            cells = [jsonl.dump(value).decode() if isinstance(value, list) else value for value in values]
+            returns = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+            (quoting if returns else writer).writerow(cells)
+    finally:
+        # Or the stream would be closed with it.
+        text.detach()
 
 
 def write_jsonl(stream: IO[bytes], records: Iterable[Raw], names: Sequence[str]) -> None:
