@@ -32,6 +32,26 @@ def test_through_a_pipe(bgectl):
     assert "wrote 1 row as tsv: -" in done.stderr
 
 
+def test_a_pipe_gets_all_or_nothing(bgectl):
+    lines = f'{json.dumps({"query": "a", "positive": "b"})}\n{{"query": "a"}}\n'
+    done = bgectl("data", "convert", "-", "-", "--from", "jsonl", "--to", "tevatron", stdin=lines)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "-:2: `a` has neither a positive nor a negative" in done.stderr
+    done = bgectl("data", "convert", "-", "-", "--from", "jsonl", "--to", "tevatron", "--skip-bad", stdin=lines)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 1)
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({**ROW, "query": f"q{n}" * 50}) + "\n" for n in range(5000)))
+    for format in ("csv", "tevatron"):
+        command = (
+            f"{sys.executable} -m bgectl data convert in.jsonl - --to {format} | head -c 10; echo ${{PIPESTATUS[0]}}"
+        )
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.stdout.endswith("141\n")
+        assert "rror" not in done.stderr
+
+
 @pytest.mark.parametrize(("ending", "pack", "unpack"), [
     (".gz", gzip.compress, gzip.decompress),
     (".zst", zstandard.compress, lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data)),

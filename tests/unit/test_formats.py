@@ -17,7 +17,7 @@ from bgectl.manifest import read_manifest
 from bgectl.options.convert import ConvertOptions
 
 ROWS = [
-    {"query": "how do I bleed a radiator?", "pos": ["Off,\nthen open the \"key\"."], "neg": ["A valve.", "Ünïcode; 日"]},
+    {"query": "how do I bleed a radiator?", "pos": ["Off,\nthen open the \"key\"."], "neg": ["A valve.", "Ünï; 日"]},
     {"query": "tab\tin a query", "pos": ["one", "two"], "neg": ["three", "A valve."]},
     {"query": "no, negatives", "pos": ["p"], "neg": []},
 ]  # fmt: skip
