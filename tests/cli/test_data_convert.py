@@ -44,12 +44,20 @@ def test_a_pipe_gets_all_or_nothing(bgectl):
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({**ROW, "query": f"q{n}" * 50}) + "\n" for n in range(5000)))
     for format in ("csv", "tevatron"):
-        command = (
-            f"{sys.executable} -m bgectl data convert in.jsonl - --to {format} | head -c 10; echo ${{PIPESTATUS[0]}}"
-        )
+        program = f"{sys.executable} -m bgectl data convert in.jsonl - --to {format}"
+        command = f"{program} | head -c 10; echo ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.stdout.endswith("141\n")
         assert "rror" not in done.stderr
+
+
+def test_a_name_that_cannot_be_loaded(bgectl, tmp_path):
+    words = ("data", "convert", "someone/nothing", "out.jsonl", "--from", "datasets")
+    done = bgectl(*words, cwd=tmp_path, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")})
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: someone/nothing: the data set cannot be read: ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 @pytest.mark.parametrize(("ending", "pack", "unpack"), [

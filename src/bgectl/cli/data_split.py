@@ -9,10 +9,7 @@ from bgectl.options.split import SplitOptions
 
 
 def split(options: SplitOptions) -> None:
-    """Hold rows out for evaluation without leaks, or sort rows into files by length.
-
-    Rows that share a query or a positive, but for case and white space, stay on one side.
-    """
+    """Hold rows out for evaluation, those that share a query or a positive on one side; or sort rows by length."""
     from bgectl.data.split import run
 
     run(options)

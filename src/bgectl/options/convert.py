@@ -25,10 +25,12 @@ class ConvertOptions(Options):
     """File or folder to read, also .gz and .zst; `-` for stdin; with `--from datasets` also a name on the hub."""
     output_file: Annotated[Path, Flag("--output", "-o", positional=True)]
     """File to write, compressed by its ending; `-` for stdout; a folder for `beir` and `datasets`."""
-    from_format: Annotated[Format | None, Flag("--from", "-f")] = None
-    """Format of the input. Default: seen from the input, where that leaves no doubt."""
-    to_format: Annotated[Format | None, Flag("--to", "-t")] = None
-    """Format of the output. Default: by its ending; bgectl's own training rows for .jsonl and stdout."""
+    from_format: Annotated[Format | None, Flag("--from", "-f", metavar="FORMAT")] = None
+    """Format of the input: bgectl, sentence-transformers, jsonl, csv, tsv, parquet, datasets, tevatron, beir,
+    llamaindex, msmarco or msmarco-ids. Default: seen from the input, where that leaves no doubt."""
+    to_format: Annotated[Format | None, Flag("--to", "-t", metavar="FORMAT")] = None
+    """Format of the output, one of the same. Default: by its ending; bgectl's own training rows for .jsonl and
+    stdout."""
     columns: Annotated[list[str], Flag(pattern=PAIR, metavar="ROLE=COLUMN...")] = Field(default_factory=list)
     """Which column of the input is what: `query=question positive=answer negative=wrong`. Roles are query, positive,
     negative, score, label, pos_scores, neg_scores, prompt, type, category; `ROLE=` leaves that role out. Default: by
