@@ -147,6 +147,9 @@ def test_an_unknown_column_is_named_with_those_there_are(inside, tmp_path):
     assert "has no column `frag`" in done.stderr
     done = inside("data", "convert", source, "-", "--columns", "query=frage", "positive=antwort")
     assert done.stdout == '{"query":"a","pos":["b"],"neg":[]}\n'
+    done = inside("data", "convert", source, "-", "--columns", "query=frage", "positive=antwort", "--keep", "id")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has no column `id`" in done.stderr
     done = inside("data", "convert", source, "-", "--columns", "who=frage")
     assert done.returncode == 2
     assert "with a role of query, positive" in done.stderr
@@ -161,6 +164,15 @@ def test_what_cannot_be_seen_is_asked_for(inside, tmp_path, name, data):
     assert done.returncode == 2
     assert "say the format" in done.stderr
     assert "--from takes one of bgectl, sentence-transformers" in done.stderr
+
+
+def test_a_named_pipe(bgectl, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["bash", "-c", "printf 'query,positive\\nq,p\\n' > pipe"], cwd=tmp_path):
+        done = bgectl("data", "convert", "pipe", "-", "--from", "csv", cwd=tmp_path, timeout=60)
+    assert done.stdout == '{"query":"q","pos":["p"],"neg":[]}\n', done.stderr
+    done = bgectl("data", "convert", "pipe", "-", cwd=tmp_path, timeout=60)
+    assert "a pipe is read once only; say the format" in done.stderr
 
 
 @pytest.mark.parametrize("words", [

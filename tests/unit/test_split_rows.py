@@ -178,10 +178,11 @@ def test_one_big_group_is_explained(tmp_path):
     apart = [{"query": f"other {n}", "pos": [f"r{n}"]} for n in range(5)]
     jsonl.write_objects(path, chain + apart)
     with pytest.raises(DataError) as error:
-        split.run(SplitOptions(paths=[path], output_dir=tmp_path / "out", held_out=20))
+        split.run(SplitOptions(paths=[path], output_dir=tmp_path / "out", held_out=20, beir=True))
     assert "20 rows cannot be held out without a leak" in str(error.value)
     assert "6 groups, the largest of 60 of 65 rows" in str(error.value)
     assert "hint: --held-out 5 takes these" in str(error.value)
+    assert not (tmp_path / "out").exists()
     split.run(SplitOptions(paths=[path], output_dir=tmp_path / "out", held_out=5))
     assert [len(side) for side in sides(tmp_path / "out")] == [60, 5]
 

@@ -165,6 +165,8 @@ def _seen(path: Path) -> tuple[str | None, str]:
         if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
             raise UsageError("no such file or folder", where=str(path), hint="of a name on the hub say --from datasets")
         raise UsageError("no such file or folder", where=str(path))
+    if not path.is_dir() and not path.is_file():
+        return None, "a pipe is read once only"
     if path.is_dir():
         if beir.is_beir(path):
             return "beir", "the folder has a corpus.jsonl and qrels"

@@ -164,8 +164,7 @@ def hold_out(options: SplitOptions, files: Sequence[Path], reading: Reading) -> 
     planned = [out / side / name for side in SIDES for name in names.values()]
     refuse(planned, files, overwrite=options.overwrite)
     target = Target(out / EVAL, "beir")
-    if options.beir:
-        out.mkdir(parents=True, exist_ok=True)
+    if options.beir and target.path.exists():
         check_folder(target.path, overwrite=options.overwrite)
     keys = read_keys(files, reading, texts=options.near)
     reading.problems.settle()

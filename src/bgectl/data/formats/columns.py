@@ -107,7 +107,12 @@ def read_table(
         names: The columns; None where the first record has them.
         cells: All values are text, as in CSV: an empty one is none, and lists of scores are JSON.
     """
-    columns = None if names is None else Columns(source.columns, source.keep, names, source.name)
+    columns = None
+    if names is not None:
+        columns = Columns(source.columns, source.keep, names, source.name)
+        missing = [name for name in source.keep if name not in names]
+        if missing:
+            raise UsageError(f"has no column `{missing[0]}`", where=source.name, hint=f"columns: {', '.join(names)}")
     for where, record in records:
         if columns is None:
             columns = Columns(source.columns, source.keep, list(record), where)
