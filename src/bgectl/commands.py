@@ -4,6 +4,8 @@ COMMANDS = {
     "init": "Write a commented bgectl.yaml to start from.",
     "data validate": "Report every defect of training files, with file, line and what to do.",
     "data stats": "Count rows, texts and lengths of training files.",
+    "data convert": "Bring training data over from other tools, and to them.",
+    "data split": "Hold rows out without leaks, or sort rows into files by length.",
     "mine": "Find hard negatives for training rows with an embedder.",
     "score": "Add teacher scores to training rows, for distillation.",
     "relabel": "Drop false negatives by a teacher's scores, or make them positives.",
@@ -23,5 +25,5 @@ COMMANDS = {
 }
 """Every command and its summary; its module is `bgectl.cli.<words joined by _>`."""
 
-GROUPS = {"data": "Look at training data.", "train": "Fine-tune an embedder."}
+GROUPS = {"data": "Look at, convert and split training data.", "train": "Fine-tune an embedder."}
 """Commands that only hold others."""

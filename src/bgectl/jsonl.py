@@ -24,9 +24,10 @@ from bgectl.atomic import sweep_parts, written_beside
 from bgectl.errors import DataError, RunError, UsageError
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst")
-MANIFEST = ".manifest.json"
-"""The ending of a file that tells of the file beside it, and is no data."""
 """Endings of the files a directory contributes."""
+
+MANIFEST = ".manifest.json"
+"""Ending of what bgectl writes beside an output; it is no data file."""
 
 UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -47,6 +48,11 @@ def dataset_stem(path: Path) -> str:
     return path.stem
 
 
+def is_data(path: Path) -> bool:
+    """Whether a file of a directory is one of data, by its name."""
+    return path.name.endswith(SUFFIXES) and not path.name.endswith(MANIFEST)
+
+
 def expand_paths(paths: Iterable[Path]) -> list[Path]:
     """The data files that `paths` name, directories standing for the files in them in sorted order.
 
@@ -59,7 +65,7 @@ def expand_paths(paths: Iterable[Path]) -> list[Path]:
             files.append(path)
         elif path.is_dir():
             try:
-                inside = sorted(entry for entry in path.iterdir() if _is_data(entry))
+                inside = sorted(entry for entry in path.iterdir() if entry.is_file() and is_data(entry))
             except OSError as problem:
                 raise UsageError(f"cannot be read: {problem.strerror or problem}", where=str(path)) from problem
             if not inside:
@@ -72,10 +78,6 @@ def expand_paths(paths: Iterable[Path]) -> list[Path]:
         else:
             raise UsageError("no such file or directory", where=str(path))
     return files
-
-
-def _is_data(path: Path) -> bool:
-    return path.name.endswith(SUFFIXES) and not path.name.endswith(MANIFEST) and path.is_file()
 
 
 @contextmanager

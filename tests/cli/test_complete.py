@@ -49,7 +49,7 @@ def in_bash(typed):
 
 @pytest.mark.parametrize(("typed", "expected"), [
     (["bgectl", "trai"], ["train"]),
-    (["bgectl", "data", ""], ["validate", "stats"]),
+    (["bgectl", "data", ""], ["validate", "stats", "convert", "split"]),
     (["bgectl", "train", "base", "--kd-loss-type", ""], ["kl_div", "m3_kd_loss"]),
     (["bgectl", "train", "base", "--kd_loss_type", "m"], ["m3_kd_loss"]),
     (["bgectl", "score", "--dtype", "=", "fl"], ["float32", "float16"]),

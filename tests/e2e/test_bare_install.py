@@ -28,6 +28,8 @@ CASES = {
     "init": [("{out}.yaml", None)],
     "data validate": [("{rows}", None), ("{rows} --tokenizer {bert}", None)],
     "data stats": [("{rows} --plot {out}.png", None)],
+    "data convert": [("{rows} {out}.csv", None), ("{rows} {out}.parquet", "parquet")],
+    "data split": [("{rows} --held-out 0.2 --output-dir {out}", None)],
     "mine": [
         (f"{{rows}} {{out}}.jsonl {MODEL} --range 1-20 -n 2", None),
         (f"{{rows}} {{out}}.jsonl {MODEL} --range 1-20 -n 2 --index IVF4,Flat", "cpu"),

@@ -77,7 +77,7 @@ CASES = [
     Case("gzip by another name", gzip.compress(second(row("a"))), 1, "wrong-format", hint=".gz"),
     Case("zstandard by another name", zstandard.compress(second(row("a"))), 1, "wrong-format", hint=".zst"),
     Case("zip", b"PK\x03\x04" + bytes(50), 1, "wrong-format", hint="unpack"),
-    Case("parquet", b"PAR1" + bytes(50), 1, "wrong-format", hint="parquet"),
+    Case("parquet", b"PAR1" + bytes(50), 1, "wrong-format", hint="data convert"),
     Case("raw NUL", second(b'{"query": "a\0b", ' + TAIL.encode()), 2, "control-character", 13),
     Case("raw tab", second('{"query": "a\tb", ' + TAIL), 2, "control-character", 13, hint="\\t"),
     Case("line of NULs", second(bytes(20)), 2, "bad-json", 1),

@@ -220,7 +220,7 @@ def rewrite(model: type[Options], words: Sequence[str]) -> list[str]:
                 if not (off and flags[head].only_on):
                     result.append("--no-" + long[2:] if off else head)
             continue
-        if flags[head].bare and not equals and not (left and left[0].lower() in TRUE | FALSE | set(shape.choices)):
+        if flags[head].bare and not equals and not (left and _is_value(left[0], flags[head])):
             result += [long, str(flags[head].bare)]
             continue
         values = [value] if equals else []
@@ -256,6 +256,13 @@ def _suggestion(head: str, flags: dict[str, Described]) -> str:
     if not head.startswith("--") and "-" + head in flags:
         return f"did you mean `-{head}`?"
     return did_you_mean(head, [flag for flag in flags if flag.startswith("--")])
+
+
+def _is_value(word: str, option: Described) -> bool:
+    """Whether the word after an option that may stand alone is its value."""
+    if option.pattern is not None:
+        return re.fullmatch(option.pattern, word) is not None
+    return word.lower() in TRUE | FALSE | set(option.shape.choices)
 
 
 def config_text(command: str, resolved: Resolved) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from bgectl import console
@@ -72,6 +73,39 @@ class TokenCounter:
             | {"limit": limit, "cut": sum(count for length, count in lengths.items() if length > limit)}
             for (side, lengths), limit in zip(self.lengths.items(), self._limits.values(), strict=True)
         }
+
+
+def length_counter(name: str) -> Callable[[Sequence[str]], list[int]]:
+    """What counts the tokens of texts, special tokens included, without loading torch where the tokenizer is a
+    tokenizer.json (any but a few old ones).
+
+    Args:
+        name: Folder or name of the tokenizer.
+
+    Raises:
+        RunError: The tokenizer cannot be loaded.
+    """
+    file = Path(name, "tokenizer.json")
+    if not Path(name).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file = Path(hf_hub_download(name, "tokenizer.json"))
+        except Exception:
+            # No such file, no such name, or no network: the other way tells which.
+            file = Path()
+    if not file.is_file():
+        loaded = _load(name)
+        return lambda texts: _token_counts(loaded, texts)
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as problem:
+        raise RunError(f"the tokenizer cannot be loaded: {problem}", where=str(file)) from problem
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda texts: [len(encoding) for encoding in tokenizer.encode_batch_fast(list(texts))]
 
 
 def _load(name: str) -> Any:

@@ -20,6 +20,8 @@ MODELS: dict[str, Callable[[], type[Options]]] = {
     "init": _model("tools", "InitOptions"),
     "data validate": _model("data", "ValidateOptions"),
     "data stats": _model("data", "StatsOptions"),
+    "data convert": _model("convert", "ConvertOptions"),
+    "data split": _model("split", "SplitOptions"),
     "mine": _model("mine", "MineOptions"),
     "score": _model("score", "ScoreOptions"),
     "relabel": _model("relabel", "RelabelOptions"),

@@ -25,6 +25,8 @@ def project_values(model: str) -> dict[str, dict[str, Any]]:
     return {
         "data validate": {"paths": ["train.jsonl"], "train_group_size": None},
         "data stats": {"paths": ["train.jsonl"]},
+        "data convert": {"input_file": "triplets.csv", "output_file": "train.jsonl"},
+        "data split": {"paths": ["train.jsonl"], "output_dir": "split", "held_out": None},
         "mine": {
             "input_file": "train.jsonl", "output_file": "mined.jsonl", "embedder_name_or_path": model, "range": None,
             "negative_number": None,
