@@ -238,6 +238,8 @@ def test_bash_at_a_terminal(home, tmp_path):
     environment = {"PATH": f"{program.parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     terminal = Terminal(program=("-c", run), cwd=home, env=environment, columns=160)
     terminal.wait_for("$")
+    # What is typed before the shell has set up its line is lost.
+    terminal.wait_seconds(0.5)
     for typed, expected in (
         ("bgectl mine ro\t", "$ bgectl mine rows.jsonl"), ("x.js\b\b\b\bnot\t", "notes.txt"),
         ("--embedder-name-or-path BA\t", "BAAI/bge-m3"), ("--config no\t", "--config notes.txt"),

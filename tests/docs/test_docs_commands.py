@@ -365,7 +365,7 @@ FOREIGN = {
     "--time", "--signal", "--requeue", "--rdzv-backend", "--gpus", "--model-id", "--default-prompt-name", "--runner",
     "--port", "--version", "--install-completion", "--show-completion", "--help", "--large", "--prefix", "--pooling",
     "--flag", "--no-flag", "--embeder-name-or-path", "--normlized", "--same-task-within-batch", "--enable-sub-batch",
-    "--num-gpus", "--module", "--sed",
+    "--num-gpus", "--module", "--sed", "--input-path",
 }  # fmt: skip
 """Flags of other programs, of the program itself, and of examples."""
 

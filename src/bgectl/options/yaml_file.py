@@ -67,6 +67,8 @@ def _loader() -> Any:
                     said = f"key `{key_node.value}` stands twice"
                     raise yaml.constructor.ConstructorError(None, None, said, key_node.start_mark)
                 lines[key_node.value] = key_node.start_mark.line + 1
+                # A key is a word, also where YAML 1.1 takes it for a truth value: `yes`, `on`.
+                key_node.tag = "tag:yaml.org,2002:str"
             own = node.start_mark.line + 1
             content = super().construct_mapping(node, deep)
             return {Key(str(key), lines.get(str(key), own)): value for key, value in content.items()}
