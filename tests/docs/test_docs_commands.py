@@ -35,6 +35,7 @@ NOT_RUN = {
     "docker ": "there is no Docker",
     "vllm serve": "there is no vLLM",
     "curl ": "there is no server",
+    "bgectl push finetuned your-name/your-model --license": "there is no hub",
 }  # fmt: skip
 """Beginnings of commands that are not run, and why."""
 

@@ -78,7 +78,9 @@ def test_type_and_default(name):
     if expected is None:
         assert default(OURS[name]) == theirs(name)
     else:
-        assert (default(OURS[name]), theirs(name)) == expected
+        # It was False until transformers 5.4 at least.
+        known = [expected, (False, False)] if name == "gradient_checkpointing" else [expected]
+        assert (default(OURS[name]), theirs(name)) in known
 
 
 def test_the_table_holds_nothing_else():

@@ -171,10 +171,28 @@ def load_backbone(
         raise unreachable(name, problem) from problem
     except SafetensorError as problem:
         raise RunError(f"the weights are damaged: {problem}", where=name) from problem
+    forget_old_names(backbone)
     missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
     if missing:
         console.warn(f"{name}: the files lack {len(missing)} weights, which start at random: {', '.join(missing[:3])}")
     return backbone
+
+
+def forget_old_names(backbone: Any) -> None:
+    """Let LayerNorm's weights be saved by the names that torch has for them.
+
+    The releases 5.0 to 5.4 of transformers write any model that was loaded by names of the first BERTs (gamma, beta),
+    because they could have been loaded from such.
+    """
+    conversions = getattr(backbone, "_weight_conversions", None)
+    if conversions:
+        old = [{"LayerNorm.gamma", "LayerNorm.beta"} & set(_patterns(item)) for item in conversions]
+        backbone._weight_conversions = [item for item, found in zip(conversions, old, strict=True) if not found]
+
+
+def _patterns(conversion: Any) -> list[str]:
+    patterns = getattr(conversion, "source_patterns", [])
+    return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
 def without_pooler(config: Any) -> dict[str, Any]:
