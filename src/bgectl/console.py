@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -138,6 +137,8 @@ def error(message: str, *, hint: str | None = None) -> None:
 
 def _say(message: str, label: tuple[str, str] = ("", "")) -> None:
     """Show a message, on a terminal in whole words; a path that is longer than the line stays whole, to be copied."""
+    import textwrap
+
     from rich.text import Text
 
     said = label[0] + message

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from bgectl import console
 from bgectl.errors import Interrupted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import FrameType
 
 INTERRUPTED = "interrupted"
 SECONDS_TO_UNWIND = 3.0
@@ -192,6 +193,8 @@ def _wait_and_end(state: _State, number: int = 0) -> None:
 
 def _give_up(state: _State, number: int) -> None:
     """End the process, whatever the main thread is doing."""
+    import shutil
+
     for path in state.half_written:
         with contextlib.suppress(OSError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -149,7 +149,7 @@ def home(tmp_path, monkeypatch):
         (tmp_path / ".cache/huggingface/hub" / model).mkdir(parents=True)
     for path in ("out/config.json", "adapter/adapter_config.json", "deep/er/config.json", "rows.jsonl",
                  "more.jsonl.zst", "notes.txt", "two words.json", "judged/qrels/test.tsv",
-                 "judged/qrels/dev.jsonl"):  # fmt: skip
+                 "judged/qrels/dev.tsv.gz"):  # fmt: skip
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
     work = tmp_path

@@ -53,6 +53,17 @@ def test_completion_loads_nothing_heavy(shell, typed):
     assert ("pydantic" in packages) == ("base" in typed)
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_of_values_loads_nothing_heavy(shell, tmp_path):
+    (tmp_path / "models--BAAI--bge-m3").mkdir()
+    typed = "bgectl mine --embedder-name-or-path BAAI"
+    environment = {
+        "_BGECTL_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": typed, "HF_HUB_CACHE": str(tmp_path),
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args", "COMP_WORDS": typed, "COMP_CWORD": "3",
+    }  # fmt: skip
+    assert not loaded([], environment) & (HEAVY | {"typer", "huggingface_hub"})
+
+
 def test_a_mistyped_flag_loads_nothing_heavy_but_the_message(tmp_path):
     command = [sys.executable, "-X", "importtime", "-m", "bgectl", "mine", "--sed", "3"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)

@@ -270,9 +270,9 @@ def test_evaluation(place, tiny_bert, tmp_path):
     data = tmp_path / "eval"
     (data / "qrels").mkdir(parents=True)
     texts = [json.loads(line)["pos"][0] for line in (place / "rows.jsonl").read_text().splitlines()]
-    corpus = "".join(json.dumps({"id": f"{number}", "text": text}) + "\n" for number, text in enumerate(texts))
+    corpus = "".join(json.dumps({"_id": f"{number}", "text": text}) + "\n" for number, text in enumerate(texts))
     (data / "corpus.jsonl").write_text(corpus)
-    (data / "queries.jsonl").write_text(json.dumps({"id": "q", "text": "ka"}) + "\n")
+    (data / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "ka"}) + "\n")
     (data / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
     terminal = Terminal("eval", tiny_bert, "--data", data, "-o", tmp_path / "report.json", cwd=place)
     terminal.wait_for("Encoding passages")

@@ -108,8 +108,8 @@ def devices() -> list[str]:
 def splits(given: Mapping[str, Sequence[str]]) -> list[str]:
     """The names of the files in `qrels/` of the data that is named."""
     folder = next(iter(given.get("eval_data", [])), "")
-    found = glob(os.path.join(escape(os.path.expanduser(folder)), "qrels", "*")) if folder else []
-    return sorted({os.path.basename(path).split(".")[0] for path in found if path.endswith((".tsv", ".jsonl"))})
+    found = glob(os.path.join(escape(os.path.expanduser(folder)), "qrels", "*.tsv*")) if folder else []
+    return sorted({os.path.basename(path).split(".tsv")[0] for path in found})
 
 
 def placed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -175,6 +176,8 @@ class Stopping(TrainerCallback):
             if rank() == 0:
                 # Not by way of the console, which may be in the middle of a line.
                 said = "finishing the step and writing a checkpoint; once more to stop at once"
+                if os.isatty(2):
+                    said = textwrap.fill(said, os.get_terminal_size(2).columns or 80)
                 start = "\r\x1b[2K" if "bgectl.bar" in sys.modules and os.isatty(2) else ""
                 line = f"{start}{said}\n".encode()
                 os.write(2, console.json_line("warning", message=said) if console.as_json() else line)
