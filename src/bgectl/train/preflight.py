@@ -62,7 +62,7 @@ def show_probe(probe: Probe, looked: Looked, *, chosen: bool) -> None:
     rows = [_row(f"longest step, {probe.asked}", probe.longest)]
     if not probe.asked.cached:
         tokens = min(probe.asked.tokens, probe.cached_fitting.tokens if probe.cached_fitting else probe.asked.tokens)
-        rows.append(_row(f"longest step, {Packing(tokens, True)}", probe.cached))
+        rows.append(_row(f"longest step, {Packing(tokens, cached=True)}", probe.cached))
     if probe.ordinary:
         most = max(probe.ordinary, key=lambda taken: taken.peak)
         rows.append(_row(f"ordinary steps, {probe.used}", most))
@@ -76,9 +76,10 @@ def show_probe(probe: Probe, looked: Looked, *, chosen: bool) -> None:
         say(f"--auto-sub-batch takes steps {probe.asked}")
     whole = max(step["lengths"]) * len(step["lengths"])
     name = "with" if probe.asked.cached else "without"
-    say(f"the largest --sub-batch-tokens that fits {name} gradient caching: {_fitting(probe.fitting, whole)}")
+    largest = _fitting(probe.fitting, whole, probe.more)
+    say(f"the largest --sub-batch-tokens that fits {name} gradient caching: {largest}")
     if not probe.asked.cached:
-        say(f"the largest with --gradient-cache: {_fitting(probe.cached_fitting, whole)}")
+        say(f"the largest with --gradient-cache: {_fitting(probe.cached_fitting, whole, probe.cached_more)}")
     say(f"(it fits where {MARGIN:.0%} of the memory stays free: {mib(probe.limit)} MiB may be held)")
 
 
@@ -86,10 +87,12 @@ def _row(name: str, taken: Taken | None) -> list[str]:
     return [name, mib(taken.peak), mib(taken.reserved)] if taken else [name, "does not fit", "-"]
 
 
-def _fitting(packing: Packing | None, whole: int) -> str:
+def _fitting(packing: Packing | None, whole: int, more: bool) -> str:
     if packing is None:
-        return "none; see --gradient-checkpointing, --bf16, --use-lora and shorter texts"
-    return f"{packing.tokens:,}" + (" (the whole step in one piece)" if packing.tokens >= whole else "")
+        return "none"
+    if packing.tokens >= whole:
+        return f"{packing.tokens:,} (the whole step in one piece)"
+    return f"{packing.tokens:,}" + (" at least; there was no time to try larger ones" if more else "")
 
 
 @dataclass

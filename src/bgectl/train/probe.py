@@ -22,12 +22,13 @@ from bgectl.gradcache import BACKWARD, RandomState
 from bgectl.train.batches import BatchPlan
 from bgectl.train.collate import Collator, Groups, as_tensors
 from bgectl.train.memory import is_full
+from bgectl.train.size import pieces_of
 from bgectl.train.trainer import AFTER, WHOLE, EmbedderTrainer, Packing
 
 MARGIN = 0.1
 """Share of the memory that is kept free: steps differ, and an allocator cannot use every gap."""
 
-PATIENCE = 120.0
+PATIENCE = 60.0
 """Seconds after which no larger pieces are tried."""
 
 ORDINARY, LONG = 20, 8
@@ -126,6 +127,7 @@ class Rehearsal:
 
     Attributes:
         limit: Bytes that may be held; see `MARGIN`.
+        stopped: The last search for the largest pieces ended for want of time.
     """
 
     def __init__(self, trainer: EmbedderTrainer, model: nn.Module) -> None:
@@ -136,6 +138,7 @@ class Rehearsal:
         self.base = self.meter.held()
         self.free, self.total = self.meter.room()
         self.limit = int((self.base + self.free) * (1 - MARGIN))
+        self.stopped = False
 
     def step(self, inputs: dict[str, Any], packing: Packing) -> Taken | None:
         """Take a step; None where it does not fit. `fits` says whether it does so with room to spare."""
@@ -195,14 +198,19 @@ class Rehearsal:
         if packing.cached:
             tokens = self._largest_pieces(inputs, low, max(low, high))
         else:
-            tokens = largest_that_fits(
-                lambda tokens: self.fits(inputs, Packing(tokens, False)), low, max(low, high), self.patience()
-            )
+            tokens = self._largest_whole(inputs, low, max(low, high))
         found = None if tokens is None else Packing(tokens, packing.cached)
         # Pieces were tried one by one; a whole step also holds vectors and scores.
         while found is not None and packing.cached and not self.fits(inputs, found):
             found = self.trainer.smaller()
         return found
+
+    def ready(self, inputs: dict[str, Any]) -> bool:
+        """Make what is there from the second step on, the optimiser's state; whether there is memory for it."""
+        low = largest(max(inputs["lengths"]), self.trainer.args.device)
+        done = not self._anywhere(self._piece(inputs, low) is None) and self._optimise()
+        self.model.zero_grad()
+        return done
 
     def too_much(self, activations: float) -> bool:
         """Whether a step of so many bytes should not even be tried: where asking for too much ends the process."""
@@ -212,7 +220,29 @@ class Rehearsal:
     def patience(self) -> Callable[[], bool]:
         """Tells, to all processes alike, whether enough time was spent."""
         end = time.monotonic() + PATIENCE
-        return lambda: self._anywhere(time.monotonic() > end)
+        self.stopped = False
+
+        def tired() -> bool:
+            self.stopped = self._anywhere(time.monotonic() > end)
+            return self.stopped
+
+        return tired
+
+    def _largest_whole(self, inputs: dict[str, Any], low: int, high: int) -> int | None:
+        """The largest pieces without gradient caching, by the whole step: larger ones are padded more."""
+        held, last = self.meter.held(), 0.0
+
+        def fits(tokens: int) -> bool:
+            nonlocal last
+            padded = sum(texts * longest for texts, longest in pieces_of(inputs["lengths"], tokens, 1 << 30))
+            if self._anywhere(self.meter.kills and held + 1.1 * last * padded > self.limit):
+                return False
+            taken = self.step(inputs, Packing(tokens, cached=False))
+            if taken is not None:
+                last = max(taken.peak - held, 1) / padded
+            return not self._anywhere(taken is None or taken.peak > self.limit)
+
+        return largest_that_fits(fits, low, high, self.patience())
 
     def _largest_pieces(self, inputs: dict[str, Any], low: int, high: int) -> int | None:
         """The largest pieces for gradient caching, by the piece of the step that takes most."""
@@ -229,9 +259,6 @@ class Rehearsal:
                 last = (tokens, max(peak - held, 1))
             return not self._anywhere(peak is None or peak > self.limit)
 
-        # With what stays: gradients and the optimiser's state.
-        if self._anywhere(self._piece(inputs, low) is None) or not self._optimise():
-            return None
         self.meter.forget()
         held = self.meter.held()
         found = largest_that_fits(fits, low, high, self.patience())
@@ -319,11 +346,12 @@ def choose(rehearsal: Rehearsal, looked: Looked, asked: Packing, *, may_cache: b
         RunError: The smallest do not fit.
     """
     found = None
-    if not asked.cached and not rehearsal.too_much(looked.weight):
+    ready = rehearsal.ready(looked.longest)
+    if ready and not asked.cached and not rehearsal.too_much(looked.weight):
         if rehearsal.fits(looked.longest, asked):
             return asked
         found = None if may_cache else rehearsal.largest_packing(looked.longest, asked)
-    if may_cache or asked.cached:
+    if ready and (may_cache or asked.cached):
         found = rehearsal.largest_packing(looked.longest, replace(asked, cached=True))
     if found is None:
         raise rehearsal.trainer.out_of_memory(of=f"the longest of {looked.count} steps looked at")
@@ -362,14 +390,16 @@ class Probe:
         total: Its bytes.
         free: Bytes free when the model, and no more, was there.
         limit: Bytes that may be held.
+        asked: How the run would take its steps.
         longest: The longest step, as asked for; None where it does not fit.
         fitting: The largest pieces that fit, with gradient caching as asked for; None where none do.
+        more: Larger ones may fit too; there was no time to try them.
         cached: The longest step with gradient caching where it is not asked for; None where it does not fit either.
         cached_fitting: The largest pieces that fit with it.
+        cached_more: Larger ones may fit too.
         used: How the ordinary steps were taken; None where none fit.
         ordinary: Those that were taken.
         seconds: Of the gradients of a step, over the plan.
-        optimiser: Seconds of the optimiser.
     """
 
     name: str
@@ -379,12 +409,18 @@ class Probe:
     asked: Packing
     longest: Taken | None
     fitting: Packing | None
+    more: bool
     cached: Taken | None
     cached_fitting: Packing | None
+    cached_more: bool
     used: Packing | None
     ordinary: list[Taken]
     seconds: float
-    optimiser: float
+
+    @property
+    def optimiser(self) -> float:
+        """Seconds of the optimiser."""
+        return sum(taken.optimiser for taken in self.ordinary) / max(len(self.ordinary), 1)
 
 
 def measure(rehearsal: Rehearsal, looked: Looked, asked: Packing) -> Probe:
@@ -396,36 +432,49 @@ def measure(rehearsal: Rehearsal, looked: Looked, asked: Packing) -> Probe:
         asked: How the run would take them.
     """
     step, endless = looked.longest, replace(asked, tokens=WHOLE)
-    longest = fitting = cached = cached_fitting = None
-    if asked.cached or not rehearsal.too_much(looked.weight):
+    longest = fitting = cached = cached_fitting = used = None
+    ordinary: list[Taken] = []
+    seconds, more, cached_more = 0.0, False, False
+    ready = rehearsal.ready(step)
+    possible = ready and (asked.cached or not rehearsal.too_much(looked.weight))
+    if possible:
         longest = rehearsal.step(step, asked)
-        fitting = rehearsal.largest_packing(step, endless)
     if longest is not None and longest.peak > rehearsal.limit:
         longest = None
-    if not asked.cached:
+    # What is timed comes before what is tried: a CPU's memory is not given back as a whole.
+    if longest is not None:
+        used = asked
+        ordinary, seconds = take_ordinary(rehearsal, looked, asked)
+    if ready and not asked.cached:
+        cached = rehearsal.step(step, replace(asked, cached=True))
         cached_fitting = rehearsal.largest_packing(step, replace(endless, cached=True))
-        if cached_fitting is not None:
-            cached = rehearsal.step(step, replace(cached_fitting, tokens=min(cached_fitting.tokens, asked.tokens)))
-    used = asked if longest is not None else fitting or cached_fitting
-    ordinary: list[Taken] = []
-    seconds = optimiser = 0.0
-    if used is not None:
-        used = replace(used, tokens=min(used.tokens, asked.tokens))
-        rehearsal.step(looked.ordinary[0], used)
-        parts = strata(looked.ordinary)
-        for part in parts:
-            middle = part[len(part) // 2]
-            taken = rehearsal.step(middle, used)
-            if taken is None:
-                continue
-            ordinary.append(taken)
-            mean = sum(one["tokens"] for one in part) / len(part)
-            seconds += taken.seconds * mean / middle["tokens"] * len(part) / len(looked.ordinary)
-            optimiser += taken.optimiser / len(parts)
+        cached_more = rehearsal.stopped
+        if cached is None and cached_fitting is not None:
+            cached = rehearsal.step(step, cached_fitting)
+    if possible:
+        fitting, more = rehearsal.largest_packing(step, endless), rehearsal.stopped
+    if used is None and (found := fitting or cached_fitting) is not None:
+        used = replace(found, tokens=min(found.tokens, asked.tokens))
+        ordinary, seconds = take_ordinary(rehearsal, looked, used)
     return Probe(
-        rehearsal.meter.name, rehearsal.total, rehearsal.free, rehearsal.limit, asked, longest, fitting, cached,
-        cached_fitting, used, ordinary, seconds, optimiser,
+        rehearsal.meter.name, rehearsal.total, rehearsal.free, rehearsal.limit, asked, longest, fitting, more, cached,
+        cached_fitting, cached_more, used, ordinary, seconds,
     )  # fmt: skip
+
+
+def take_ordinary(rehearsal: Rehearsal, looked: Looked, packing: Packing) -> tuple[list[Taken], float]:
+    """Take some of the ordinary steps; returns them and the seconds of a step of the plan, without the optimiser."""
+    rehearsal.step(looked.ordinary[0], packing)
+    steps, seconds = [], 0.0
+    for part in strata(looked.ordinary):
+        middle = part[len(part) // 2]
+        taken = rehearsal.step(middle, packing)
+        if taken is None:
+            continue
+        steps.append(taken)
+        mean = sum(step["tokens"] for step in part) / len(part)
+        seconds += taken.seconds * mean / middle["tokens"] * len(part) / len(looked.ordinary)
+    return steps, seconds
 
 
 def strata(steps: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

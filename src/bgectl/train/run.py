@@ -29,6 +29,7 @@ from bgectl.encode import embedder_over
 from bgectl.errors import DataError, Interrupted, RunError, UsageError
 from bgectl.evaluate.judged import Judged, load_judged
 from bgectl.evaluate.measure import evaluate_embedder, evaluate_heads
+from bgectl.gradcache import ENCODING
 from bgectl.heads import SCORES
 from bgectl.launch import Place, place
 from bgectl.losses.embedding import EmbeddingLoss
@@ -68,8 +69,8 @@ from bgectl.train.monitor import Checkpoints, Collapse, HeldOut, Progress, draw_
 from bgectl.train.objective import DenseObjective, M3Objective, Objective
 from bgectl.train.preflight import Hours, before_training, show_probe
 from bgectl.train.probe import Fitting, Looked, choose, look, measure, rehearsing
-from bgectl.train.report import caches, optimiser_steps, report, show_dry_run, weight_of
-from bgectl.train.size import advice
+from bgectl.train.report import caches, optimiser_steps, report, say, show_dry_run, weight_of
+from bgectl.train.size import advice, size_of
 from bgectl.train.trainer import EmbedderTrainer, FromRoot, Packing, StepModel
 
 MERGED = "merged_model"
@@ -215,6 +216,9 @@ def probe(
                     asked = choose(rehearsal, looked, asked, may_cache=trainer.may_cache)
                 measured = measure(rehearsal, looked, asked)
             show_probe(measured, looked, chosen=options.auto_sub_batch)
+            if measured.longest is None:
+                size = size_of(looked.longest, asked.tokens, trainer.data_collator)
+                say(trainer.advice(size, asked.cached, ENCODING) or "nothing that is not asked for makes it smaller")
             if not measured.ordinary:
                 return
             spent = Hours(optimiser_steps(plan, options), measured, looked, options)
