@@ -207,7 +207,7 @@ def test_the_smallest_pieces_do_not_fit(inside, device, rows, tmp_path, tiny_ber
     done = inside(*words_of(rows, tmp_path / "out", tiny_bert, "--auto-sub-batch"))
     assert done.returncode == 1
     assert re.search(r"error: out of memory in the longest of \d+ steps looked at, in ", done.stderr)
-    assert "--passage-max-len" in done.stderr
+    assert "-max-len 12" in done.stderr
 
 
 def test_resumed_with_the_same_pieces(inside, device, rows, tmp_path, tiny_bert):
@@ -242,8 +242,8 @@ def test_full_memory_is_told_with_the_step_and_what_helps(inside, device, rows, 
     error = done.stderr[done.stderr.index("error:") :]
     places = "".join(rf"{re.escape(str(rows))}:\d+, " for _ in range(3))
     assert re.match(
-        rf"error: out of memory in step 3, in {name}: 4 queries and 12 passages, \d+ tokens \(\d+ with padding\) in one "
-        rf"piece, the longest text of \d+, of {re.escape(str(rows))}; rows: {places}{re.escape(str(rows))}:\d+\n",
+        rf"error: out of memory in step 3, in {name}: 4 queries and 12 passages, \d+ tokens \(\d+ with padding\) in "
+        rf"one piece, the longest text of \d+, of {re.escape(str(rows))}; rows: {places}{re.escape(str(rows))}:\d+\n",
         error,
     ), error
     helps = ["--gradient-cache", "--sub-batch-tokens ", "--auto-sub-batch", "--gradient-checkpointing", "--bf16"]
@@ -411,9 +411,10 @@ def test_two_processes_retry_together(device, rows, tmp_path, tiny_bert, part, m
     codes, said = both(words, tmp_path / "first")
     assert codes == [0, 0], said
     assert "the memory did not hold step 3" in said[0]
+    device.fails = None
     words = words_of(rows, plain, tiny_bert, "--gradient-accumulation-steps", 2, *more)
     assert both(words, tmp_path / "second")[0] == [0, 0]
-    # Dropout is drawn otherwise in one piece than in cached ones only where there are several pieces.
+    # A step is one piece here, which draws the same dropout with and without the cache.
     assert_same(retried, plain, 1e-5)
 
 

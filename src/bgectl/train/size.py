@@ -98,8 +98,9 @@ def advice(options: TrainOptions, size: StepSize, cached: bool, part: str) -> st
     if not options.bf16 and not options.fp16:
         ways.append("--bf16 (half of the activations)")
     lengths = {"passage": size.longest_passage, "query": size.longest_query}
-    kind = max(lengths, key=lambda name: lengths[name])
-    if lengths[kind] > 8:
-        ways.append(f"--{kind}-max-len {lengths[kind] // 2} (the longest {kind} has {lengths[kind]})")
+    longest = max(lengths.values())
+    if longest > 8:
+        shorter = " and ".join(f"--{kind}-max-len {longest // 2}" for kind in lengths if lengths[kind] == longest)
+        ways.append(f"{shorter} (the longest text has {longest} tokens)")
     ways += [way for way in fewer if way not in ways]
     return "what helps most first: " + "; ".join(ways) if ways else None
