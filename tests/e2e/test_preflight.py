@@ -345,7 +345,8 @@ def test_a_real_limit(tmp_path, tiny_bert, write_rows, tiny_words):
     """torch's own allocator on a CPU fails, and the error is ours; with --auto-sub-batch the run goes through."""
     text = " ".join(tiny_words)
     rows = write_rows([
-        {"query": f"{word} {number}", "pos": [f"{text} {number}"], "neg": [f"{text} a {number}", f"{text} b {number}"]}
+        {"query": f"{word} {number}", "pos": [f"{word} {number} {text}"],
+         "neg": [f"a {word} {number} {text}", f"b {word} {number} {text}"]}
         for number in range(6) for word in tiny_words
     ])  # fmt: skip
 
@@ -356,7 +357,7 @@ def test_a_real_limit(tmp_path, tiny_bert, write_rows, tiny_words):
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         return subprocess.run(
-            [sys.executable, "-c", LIMITED, str(400 << 20), *map(str, words)], capture_output=True, text=True,
+            [sys.executable, "-c", LIMITED, str(200 << 20), *map(str, words)], capture_output=True, text=True,
             env=environment, check=False, timeout=300,
         )  # fmt: skip
 
