@@ -109,7 +109,12 @@ def assert_same(one, other, tolerance=0.0):
     one, other = weights(one), weights(other)
     assert one.keys() == other.keys()
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance)
+        # The gradient of these is 0 but for rounding, which Adam makes whole steps of.
+        if tolerance and name.endswith("key.bias"):
+            continue
+        torch.testing.assert_close(
+            one[name], other[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def differ(one, other):
@@ -135,6 +140,13 @@ def test_dry_run_takes_steps_and_leaves_nothing(inside, rows, tmp_path, tiny_ber
     assert re.search(r"30 steps +0:00:\d\d", said)
     assert re.search(r"3 checkpoints of 0 MiB +0:00:\d\d", said)
     assert re.search(r"s a batch \(those taken: ", said)
+
+
+def test_processes_that_are_not_there_are_reckoned_with(inside, device, rows, tmp_path, tiny_bert):
+    words = ["--dry-run", "--probe", "--nproc", 4, "--negatives-cross-device", "-b", 2]
+    done = inside(*words_of(rows, tmp_path / "out", tiny_bert, *words))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"each of 4 processes holds about \d+ MiB more", done.stdout)
 
 
 def test_a_cpu_is_not_kept_busy_unless_asked(inside, rows, tmp_path, tiny_bert):
@@ -281,6 +293,24 @@ def test_retried_run_is_one_with_smaller_pieces_from_there(
     assert [entry["loss"] for entry in log if "loss" in entry] == pytest.approx(
         [entry["loss"] for entry in other if "loss" in entry], abs=1e-5
     )
+
+
+@pytest.mark.parametrize("more", [[], ["--fix-encoder"], ["--use-lora"]], ids=["whole", "heads alone", "adapters"])
+def test_heads_are_retried_too(inside, device, rows, tmp_path, m3, more):
+    retried, plain = tmp_path / "retried", tmp_path / "plain"
+    device.fails = (3, "loss")
+    words = words_of(rows, retried, m3, "--sub-batch-tokens", 80, "--auto-sub-batch", *more)
+    done = inside(*["train", "m3", *words[2:]])
+    assert done.returncode == 0, done.stderr
+    assert "did not hold step 3" in done.stderr
+    words = words_of(rows, plain, m3, "--sub-batch-tokens", 80, "--gradient-cache", *more)
+    done = inside(*["train", "m3", *words[2:]])
+    assert done.returncode == 0, done.stderr
+    # Dropout of the tiny model is drawn piece by piece, with and without the cache.
+    assert_same(retried, plain, 1e-4)
+    head = torch.load(retried / "colbert_linear.pt", weights_only=True)["weight"]
+    other = torch.load(plain / "colbert_linear.pt", weights_only=True)["weight"]
+    torch.testing.assert_close(head, other, rtol=0, atol=1e-4)
 
 
 def test_halved_until_it_fits_and_kept(inside, device, rows, tmp_path, tiny_bert, monkeypatch):

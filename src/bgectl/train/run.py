@@ -67,9 +67,9 @@ from bgectl.train.model import (
 )
 from bgectl.train.monitor import Checkpoints, Collapse, HeldOut, Progress, draw_curves, mean_loss, rewind_log
 from bgectl.train.objective import DenseObjective, M3Objective, Objective
-from bgectl.train.preflight import Hours, before_training, show_probe
+from bgectl.train.preflight import Hours, before_training, mib, show_probe
 from bgectl.train.probe import Fitting, Looked, choose, look, measure, rehearsing
-from bgectl.train.report import caches, optimiser_steps, report, say, show_dry_run, weight_of
+from bgectl.train.report import caches, estimate_memory, optimiser_steps, report, say, show_dry_run, weight_of
 from bgectl.train.size import advice, size_of
 from bgectl.train.trainer import EmbedderTrainer, FromRoot, Packing, StepModel
 
@@ -216,6 +216,11 @@ def probe(
                     asked = choose(rehearsal, looked, asked, may_cache=trainer.may_cache)
                 measured = measure(rehearsal, looked, asked)
             show_probe(measured, looked, chosen=options.auto_sub_batch)
+            if plan.world > 1:
+                say(
+                    f"each of {plan.world} processes holds about {mib(exchanged(looked, model, options, plan.world))} "
+                    "MiB more: gradients and vectors on their way to the others, estimated"
+                )
             if measured.longest is None:
                 size = size_of(looked.longest, asked.tokens, trainer.data_collator)
                 say(trainer.advice(size, asked.cached, ENCODING) or "nothing that is not asked for makes it smaller")
@@ -230,6 +235,12 @@ def probe(
             spent.show(model.encoder)
 
         before_training(trainer, take)
+
+
+def exchanged(looked: Looked, model: Model, options: TrainOptions, world: int) -> int:
+    """Bytes that a process of several holds beside what one alone does."""
+    one, several = (estimate_memory([looked.longest], model.encoder, options, count) for count in (1, world))
+    return several.scores - one.scores + one.gradients
 
 
 def on_cpu(options: TrainOptions) -> bool:
