@@ -149,6 +149,21 @@ def test_processes_that_are_not_there_are_reckoned_with(inside, device, rows, tm
     assert re.search(r"each of 4 processes holds about \d+ MiB more", done.stdout)
 
 
+def test_no_step_is_tried_of_a_model_that_is_cut(inside, rows, tmp_path, tiny_bert):
+    done = inside(*words_of(rows, tmp_path / "out", tiny_bert, "--dry-run", "--probe", "--nproc", 2, "--fsdp"))
+    assert done.returncode == 0, done.stderr
+    assert "no step is tried" in done.stderr
+    assert "Measured" not in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_no_cpu_is_measured_in_place_of_a_gpu(inside, rows, tmp_path, tiny_bert):
+    words = ["train", "base", "-m", tiny_bert, "-t", rows, "-o", tmp_path / "out", "--dry-run", "--probe", "--gpus", 1]
+    done = inside(*words)
+    assert done.returncode == 2
+    assert "this machine has no GPU" in done.stderr
+
+
 def test_a_cpu_is_not_kept_busy_unless_asked(inside, rows, tmp_path, tiny_bert):
     done = inside(*words_of(rows, tmp_path / "out", tiny_bert, "--dry-run"))
     assert done.returncode == 0, done.stderr
