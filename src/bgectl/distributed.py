@@ -6,13 +6,14 @@ Without a process group every function answers for a single process.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import Parameter
 
 from bgectl import console
 from bgectl.launch import place
@@ -90,6 +91,42 @@ def largest(value: int, device: torch.device) -> int:
     box = torch.tensor(value, device=device)
     distributed.all_reduce(box, op=distributed.ReduceOp.MAX)
     return int(box.item())
+
+
+def average_gradients(parameters: Iterable[Parameter], at_a_time: int = 2**23) -> None:
+    """Put the mean over the processes in the place of each parameter's gradient; all processes call this.
+
+    Args:
+        parameters: The same in all processes; those that are not trained are passed over.
+        at_a_time: Numbers that are exchanged in one go.
+    """
+    if not active():
+        return
+    bucket: list[Tensor] = []
+
+    def exchange() -> None:
+        if not bucket:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in bucket]).div_(world())
+        distributed.all_reduce(flat)
+        start = 0
+        for gradient in bucket:
+            gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+            start += gradient.numel()
+        bucket.clear()
+
+    for parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if bucket and (
+            bucket[0].dtype != parameter.grad.dtype
+            or sum(map(torch.numel, bucket)) + parameter.grad.numel() > at_a_time
+        ):
+            exchange()
+        bucket.append(parameter.grad)
+    exchange()
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -15,6 +15,9 @@ from torch import Tensor
 
 Piece = TypeVar("Piece")
 
+ENCODING, LOSS, BACKWARD = "encoding the texts", "the loss", "the backward pass"
+"""The parts of a step, in their order. Several processes exchange something in the second only."""
+
 
 class RandomState:
     """The state of torch's generators, to be put back later."""
@@ -37,6 +40,7 @@ def cached_backward(
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
     backward_piece: Callable[[Tensor], None] = torch.Tensor.backward,
     around_piece: Callable[[bool], AbstractContextManager[Any]] = nullcontext,
+    around_part: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
     """Add to the parameters the gradient of `loss_of(joined(map(encode, pieces)))`.
 
@@ -48,25 +52,59 @@ def cached_backward(
         backward_piece: Called with a scalar whose gradient is the piece's part.
         around_piece: Gives a context for the second encoding of a piece and its backward pass; called with whether the
             piece is the last one. A wrapper that averages gradients over processes should do so then and not before.
+        around_part: Gives a context for each part of the step: ENCODING, LOSS and BACKWARD.
 
     Returns:
         The loss, detached.
     """
     states, outputs = [], []
-    with torch.no_grad():
+    with around_part(ENCODING), torch.no_grad():
         for piece in pieces:
             states.append(RandomState())
             outputs.append(encode(piece))
     after = RandomState()
-    leaves = [{name: part.detach().requires_grad_() for name, part in output.items()} for output in outputs]
-    loss = loss_of(joined(leaves))
-    backward(loss)
-    for number, (piece, state, leaf) in enumerate(zip(pieces, states, leaves, strict=True), 1):
-        state.restore()
-        with around_piece(number == len(pieces)):
-            backward_piece(_surrogate(encode(piece), leaf))
+    with around_part(LOSS):
+        leaves = [_leaves(output) for output in outputs]
+        loss = loss_of(joined(leaves))
+        backward(loss)
+    with around_part(BACKWARD):
+        for number, (piece, state, leaf) in enumerate(zip(pieces, states, leaves, strict=True), 1):
+            state.restore()
+            with around_piece(number == len(pieces)):
+                backward_piece(_surrogate(encode(piece), leaf))
     after.restore()
     return loss.detach()
+
+
+def parted_backward(
+    encode: Callable[[Piece], Mapping[str, Tensor]],
+    piece: Piece,
+    loss_of: Callable[[dict[str, Tensor]], Tensor],
+    backward: Callable[[Tensor], None] = torch.Tensor.backward,
+    around_part: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor:
+    """Add to the parameters the gradient of `loss_of(encode(piece))`, the loss's part of it computed first and apart.
+
+    See `cached_backward` for the arguments; here all activations are held.
+
+    Returns:
+        The loss, detached.
+    """
+    with around_part(ENCODING):
+        outputs = encode(piece)
+    with around_part(LOSS):
+        leaves = _leaves(outputs)
+        loss = loss_of(dict(leaves))
+        backward(loss)
+    with around_part(BACKWARD):
+        sent = [(outputs[name], _gradient(leaf)) for name, leaf in leaves.items() if outputs[name].requires_grad]
+        torch.autograd.backward([part for part, _ in sent], [gradient for _, gradient in sent])
+    return loss.detach()
+
+
+def _leaves(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The outputs, cut off from how they came about."""
+    return {name: part.detach().requires_grad_() for name, part in outputs.items()}
 
 
 def _surrogate(outputs: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ OWN = {
     "warmup_ratio",
     "overwrite_output_dir",
     "dry_run",
+    "probe",
     "resume",
     "layerwise_lr_decay",
     "trainer",

@@ -46,10 +46,19 @@ class Dataset:
 
     def read(self, position: int) -> tuple[str, Row]:
         """`file:line` and the row at a position of the dataset."""
+        file, index = self._find(position)
+        return f"{file.path}:{file.lines[index]}", file.read(index)
+
+    def size(self, position: int) -> int:
+        """Bytes of the row at a position, which nothing is read for."""
+        file, index = self._find(position)
+        return file.size(index)
+
+    def _find(self, position: int) -> tuple[RowFile, int]:
+        """The file that holds the row at a position, and where the row stands in it."""
         for file, rows in self.parts:
             if position < len(rows):
-                index = rows[position]
-                return f"{file.path}:{file.lines[index]}", file.read(index)
+                return file, rows[position]
             position -= len(rows)
         raise IndexError(position)
 
@@ -78,6 +87,11 @@ class Collection:
         for dataset in self.datasets:
             for file, _ in dataset.parts:
                 yield file
+
+    def names_of(self, places: Iterable[str]) -> list[str]:
+        """The datasets that have rows at the places, each a `file:line`."""
+        files = {place.rpartition(":")[0] for place in places}
+        return [dataset.name for dataset in self.datasets if any(str(file.path) in files for file, _ in dataset.parts)]
 
 
 def own_negatives_only(path: Path) -> bool:

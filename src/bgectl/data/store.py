@@ -60,6 +60,11 @@ class RowFile:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def size(self, index: int) -> int:
+        """Bytes from the start of a row to the start of the next one."""
+        end = self.offsets[index + 1] if index + 1 < len(self.offsets) else self.plain.stat().st_size
+        return end - self.offsets[index]
+
     def read(self, index: int) -> Row:
         """The row at a position; safe in several processes at once (positioned reads on an own descriptor)."""
         start = self.offsets[index]

@@ -128,6 +128,10 @@ class LossOptions(Options):
     else 65536."""
     sub_batch_size: int | None = Field(None, ge=1)
     """Texts of a piece at most."""
+    auto_sub_batch: bool = False
+    """Before training, try the longest step and take the largest --sub-batch-tokens that fits, up to the one given or
+    its default, with --gradient-cache where it must be; and take a step that does not fit once more in smaller
+    pieces."""
 
 
 class OptimOptions(Options):
@@ -201,7 +205,11 @@ class RunOptions(Options):
     """Go on from a checkpoint: `auto` takes the newest whole one in the output folder and starts anew where there is
     none, or name one. The rest of the run is what it would have been."""
     dry_run: bool = False
-    """Show the plan, an example of each dataset as the model will see it and an estimate of memory, and stop."""
+    """Show the plan, an example of each dataset as the model will see it and an estimate of memory, and stop; see
+    --probe."""
+    probe: bool | None = None
+    """With --dry-run: also take some real steps, the longest among them, and tell the memory they held, the largest
+    --sub-batch-tokens that fits and the hours of the run. Default: yes on a GPU; a CPU takes long."""
     report_to: Annotated[list[str], Flag(metavar="NAME...")] = Field(default_factory=list)
     """Also log to tensorboard, wandb, mlflow and the others of transformers."""
     run_name: str | None = None
@@ -290,6 +298,13 @@ class TrainOptions(
             raise ValueError("--fp16 does not train on a CPU; use --bf16, or neither, there")
         if self.deepspeed is not None and self.deepspeed.isdigit() and int(self.deepspeed) > 3:
             raise ValueError("--deepspeed takes a stage of ZeRO, 0 to 3, or a JSON file")
+        if self.probe is not None and not self.dry_run:
+            raise ValueError("--probe needs --dry-run; a run itself tries its steps by --auto-sub-batch")
+        if self.auto_sub_batch and (self.fsdp or self.deepspeed is not None):
+            raise ValueError(
+                "--auto-sub-batch excludes --fsdp and --deepspeed: a process that runs out of memory leaves the others "
+                "waiting for its part of the weights"
+            )
         if self.fsdp and self.deepspeed is not None:
             raise ValueError("--fsdp and --deepspeed exclude each other")
         if self.fsdp and self.fp16:

@@ -51,7 +51,7 @@ def check_machine(options: TrainOptions) -> None:
         raise UsageError("this machine has no GPU", where=flag, hint="`--device cpu` trains on a CPU")
     if options.fp16 and not torch.cuda.is_available():
         raise UsageError("float16 does not train on a CPU", where="--fp16", hint="use --bf16, or neither, there")
-    if options.fsdp and place().world == 1:
+    if options.fsdp and not options.dry_run and place().world == 1:
         raise UsageError("one process has nothing to share its weights with", where="--fsdp", hint="give --gpus N")
 
 

@@ -129,6 +129,18 @@ class Collator:
             "tokens": sum(map(len, texts)),
         }
 
+    def cut_anew(self, step: dict[str, Any]) -> dict[str, Any]:
+        """A step that was cut into other pieces, as this collator would have given it.
+
+        Texts stand longest first whatever the pieces, so that only these change.
+        """
+        texts = [
+            ids[mask.bool()].tolist()
+            for piece in step["pieces"]
+            for ids, mask in zip(piece["input_ids"], piece["attention_mask"], strict=True)
+        ]
+        return {**step, "pieces": self._pieces(texts)[0]}
+
     def _pieces(self, texts: list[list[int]]) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Padded pieces, and for each text its position in their concatenation."""
         batches = plan_batches([len(ids) for ids in texts], self.piece_tokens, self.piece_texts)

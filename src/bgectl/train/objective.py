@@ -27,6 +27,11 @@ from bgectl.losses.unified import UnifiedLoss, ensemble
 class Objective(Protocol):
     """What a step is trained on."""
 
+    @property
+    def cross_device(self) -> bool | str | None:
+        """Whether processes exchange vectors for it."""
+        ...
+
     def __call__(
         self, outputs: Mapping[str, Tensor], step: Mapping[str, Any], number: int
     ) -> tuple[Tensor, dict[str, Tensor]]:

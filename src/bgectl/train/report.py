@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -19,9 +18,7 @@ from bgectl.models.m3 import M3Encoder
 from bgectl.options.train import TrainOptions
 from bgectl.train.batches import BatchPlan, RowKey
 from bgectl.train.collate import Collator, Groups
-
-SAMPLED_STEPS = 20
-"""Steps that a dry run looks at to find a large one."""
+from bgectl.train.probe import Looked, look
 
 MIB = 2**20
 UNCUT = 1 << 30
@@ -42,31 +39,38 @@ def report(plan: BatchPlan, collection: Collection, options: TrainOptions) -> No
     console.table("Training data", heads, rows, on_stdout=options.dry_run)
     mixed = "" if options.same_dataset_within_batch else " (datasets mixed)"
     many = f", on each of {plan.world} processes" if plan.world > 1 else ""
-    say = _print if options.dry_run else console.info
-    say(f"{len(plan):,} steps an epoch{mixed}{many}")
+    tell = say if options.dry_run else console.info
+    tell(f"{len(plan):,} steps an epoch{mixed}{many}")
     if options.knowledge_distillation:
         scored = sum(file.scored for file in collection.files())
         total = sum(len(file) for file in collection.files())
-        say(f"distillation: {scored:,} of {total:,} rows have teacher scores")
+        tell(f"distillation: {scored:,} of {total:,} rows have teacher scores")
         if not scored:
             raise UsageError(
                 "no row has teacher scores", where="--knowledge-distillation", hint="`bgectl score` adds them"
             )
 
 
-def _print(text: str) -> None:
+def say(text: str) -> None:
     console.stdout().print(text, markup=False)
 
 
-def show_dry_run(plan: BatchPlan, groups: Groups, collator: Collator, encoder: Encoder, options: TrainOptions) -> None:
-    """Print the rest of a dry run on stdout."""
-    updates = math.ceil(len(plan) / options.gradient_accumulation_steps)
-    steps = options.max_steps if options.max_steps > 0 else math.ceil(updates * options.num_train_epochs)
-    _print(f"{steps:,} steps of the optimiser in all")
+def show_dry_run(
+    plan: BatchPlan, groups: Groups, collator: Collator, encoder: Encoder, options: TrainOptions
+) -> Looked:
+    """Print what a dry run tells without taking a step, on stdout; returns the steps that were looked at."""
+    say(f"{optimiser_steps(plan, options):,} steps of the optimiser in all")
     for number in range(len(groups.collection.datasets)):
         show_example(number, groups, collator)
-    sampled = [collator([groups[key] for key in keys]) for keys in islice(plan, SAMPLED_STEPS)]
-    show_memory(estimate_memory(sampled, encoder, options, plan.world), len(sampled))
+    looked = look(plan, groups, collator, weight_of(encoder, options))
+    show_memory(estimate_memory(looked.all, encoder, options, plan.world), looked.count)
+    return looked
+
+
+def optimiser_steps(plan: BatchPlan, options: TrainOptions) -> int:
+    """Steps of the optimiser in the whole run."""
+    updates = math.ceil(len(plan) / options.gradient_accumulation_steps)
+    return options.max_steps if options.max_steps > 0 else math.ceil(updates * options.num_train_epochs)
 
 
 def show_example(number: int, groups: Groups, collator: Collator) -> None:
@@ -77,7 +81,7 @@ def show_example(number: int, groups: Groups, collator: Collator) -> None:
     count = min(len(dataset), dataset.batch_size) if collator.icl else 1
     several = [groups[RowKey(0, number, place, row + place)] for place in range(count)]
     drawn = several[0]
-    _print(f"\n{dataset.name}: the row at {drawn.place}, as drawn in the first epoch")
+    say(f"\n{dataset.name}: the row at {drawn.place}, as drawn in the first epoch")
     queries, passages = collator.texts(several)
     texts = [("query", queries[0], collator.query_max_len)]
     texts += [
@@ -91,7 +95,7 @@ def show_example(number: int, groups: Groups, collator: Collator) -> None:
         score = ""
         if drawn.group.scores is not None and place > 0:
             score = f", teacher {drawn.group.scores[place - 1]:.4g}"
-        _print(f"  {kind} ({len(ids)} tokens{cut}{score}): {collator.tokenizer.decode(ids)}")
+        say(f"  {kind} ({len(ids)} tokens{cut}{score}): {collator.tokenizer.decode(ids)}")
 
 
 @dataclass(frozen=True)
@@ -140,15 +144,10 @@ def estimate_memory(steps: Sequence[dict[str, Any]], encoder: Encoder, options: 
     half = 2 * sum(p.numel() for p in parameters if p.element_size() == 4) if options.bf16 or options.fp16 else 0
     # AdamW keeps two numbers for each weight; optimisers in 8 bits a quarter of that, Adafactor nearly nothing.
     state = {"adafactor": 0.1, "sgd": 0.0}.get(options.optim, 2.0 if "8bit" in options.optim else 8.0)
-    per_text = held_per_text(encoder, options)
-
-    def held(piece: dict[str, Tensor]) -> float:
-        texts, length = piece["input_ids"].shape
-        return float(texts * per_text(length))
-
+    held = held_by_pieces(encoder, options)
     cached = caches(options)
-    chosen = max(steps, key=lambda step: (max if cached else sum)(map(held, step["pieces"])))
-    activations = [held(piece) for piece in chosen["pieces"]]
+    chosen = max(steps, key=lambda step: (max if cached else sum)(held(step)))
+    activations = held(chosen)
     queries = len(chosen["places"])
     candidates = queries * chosen["group_size"] * (world if options.cross_device else 1)
     vectors = (queries + candidates) * encoder.dimension * 4
@@ -187,6 +186,23 @@ def head_bytes(step: dict[str, Any], encoder: Encoder, options: TrainOptions, wo
 def caches(options: TrainOptions) -> bool:
     """Whether activations of one piece at a time are held: asked for, or meant by `--sub-batch-size`."""
     return options.sub_batch_size is not None if options.gradient_cache is None else options.gradient_cache
+
+
+def held_by_pieces(encoder: Encoder, options: TrainOptions) -> Callable[[dict[str, Any]], list[float]]:
+    """Bytes of activations of each piece of a step."""
+    per_text = held_per_text(encoder, options)
+
+    def held(step: dict[str, Any]) -> list[float]:
+        shapes = [piece["input_ids"].shape for piece in step["pieces"]]
+        return [float(texts * per_text(length)) for texts, length in shapes]
+
+    return held
+
+
+def weight_of(encoder: Encoder, options: TrainOptions) -> Callable[[dict[str, Any]], float]:
+    """Bytes of activations of a step, all of its pieces together."""
+    held = held_by_pieces(encoder, options)
+    return lambda step: sum(held(step))
 
 
 def held_per_text(encoder: Encoder, options: TrainOptions) -> Any:
@@ -233,9 +249,9 @@ def show_memory(memory: Memory, steps: int) -> None:
     names = ("weights", "gradients", "optimizer", "activations", "scores")
     rows = [[name, f"{getattr(memory, name) / MIB:,.0f}"] for name in names]
     rows.append(["in all", f"{memory.total / MIB:,.0f}"])
-    _print("\nMemory of one process, estimated:")
+    say("\nMemory of one process, estimated:")
     console.table("", ["what", "MiB"], rows, on_stdout=True)
-    _print(
+    say(
         f"for the largest of {steps} steps looked at: {memory.tokens:,} tokens with padding in {memory.pieces} pieces; "
         "the libraries themselves, and what a layer computes with for a moment, come on top"
     )

@@ -6,7 +6,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bgectl.encode import embedder_over
 from bgectl.errors import DataError, Interrupted, RunError, UsageError
 from bgectl.evaluate.judged import Judged, load_judged
 from bgectl.evaluate.measure import evaluate_embedder, evaluate_heads
+from bgectl.gradcache import ENCODING
 from bgectl.heads import SCORES
 from bgectl.launch import Place, place
 from bgectl.losses.embedding import EmbeddingLoss
@@ -57,6 +59,7 @@ from bgectl.train.folder import (
     write_mark,
     write_model,
 )
+from bgectl.train.memory import is_full
 from bgectl.train.merge import merge
 from bgectl.train.model import (
     fit_lengths,
@@ -67,8 +70,11 @@ from bgectl.train.model import (
 )
 from bgectl.train.monitor import Checkpoints, Collapse, HeldOut, Progress, draw_curves, mean_loss, rewind_log
 from bgectl.train.objective import DenseObjective, M3Objective, Objective
-from bgectl.train.report import caches, report, show_dry_run
-from bgectl.train.trainer import EmbedderTrainer, FromRoot, StepModel
+from bgectl.train.preflight import Hours, before_training, mib, show_probe
+from bgectl.train.probe import Fitting, Looked, choose, look, measure, rehearsing
+from bgectl.train.report import caches, estimate_memory, optimiser_steps, report, say, show_dry_run, weight_of
+from bgectl.train.size import advice, size_of
+from bgectl.train.trainer import EmbedderTrainer, FromRoot, Packing, StepModel
 
 MERGED = "merged_model"
 """Where the whole model lies in the output folder of a training with adapters."""
@@ -127,7 +133,7 @@ def run(options: TrainOptions) -> None:
     if here.first and not options.dry_run:
         goes_on = options.resume is not None or here.restarts > 0
         check_folder(options.output_dir, overwrite=options.overwrite_output_dir, resume=goes_on)
-    if not options.dry_run:
+    if not options.dry_run or options.probe:
         check_machine(options)
     check_trainer_names(options)
     checkpoint = chosen("auto", options.output_dir) if here.restarts else None
@@ -146,7 +152,9 @@ def run(options: TrainOptions) -> None:
             same_dataset=options.same_dataset_within_batch,
         )  # fmt: skip
         if options.dry_run:
-            show_dry_run(plan, groups, collator_of(options, model, on_cpu(options)), encoder, options)
+            looked = show_dry_run(plan, groups, collator_of(options, model, on_cpu(options)), encoder, options)
+            if probes(options):
+                probe(options, model, groups, plan, judged, looked)
             return
         with claimed(options.output_dir, checkpoint, here):
             trainer, held_out = build_trainer(options, model, groups, plan, judged, checkpoint)
@@ -182,6 +190,60 @@ def plan_batches(options: TrainOptions, here: Place, unpack_to: Path) -> tuple[C
         world=here.world,
     )
     return collection, plan
+
+
+def probes(options: TrainOptions) -> bool:
+    """Whether a dry run takes steps."""
+    return not on_cpu(options) if options.probe is None else options.probe
+
+
+def probe(
+    options: TrainOptions, model: Model, groups: Groups, plan: BatchPlan, judged: Judged | None, looked: Looked
+) -> None:  # fmt: skip
+    """Take some steps, and print what they take, as the rest of a dry run."""
+    if options.fsdp or options.deepspeed is not None:
+        console.warn(
+            "no step is tried: a dry run is one process, and --fsdp and --deepspeed cut the model over several"
+        )
+        return
+    with tempfile.TemporaryDirectory(prefix="bgectl-") as folder:
+        alone = options.model_copy(
+            update={"output_dir": Path(folder), "report_to": [], "resume": None, "auto_sub_batch": False}
+        )
+        trainer, _ = build_trainer(alone, model, groups, plan, None, None)
+
+        def take() -> None:
+            asked = trainer.packing
+            with rehearsing(trainer) as rehearsal:
+                if options.auto_sub_batch:
+                    asked = choose(rehearsal, looked, asked, may_cache=trainer.may_cache)
+                measured = measure(rehearsal, looked, asked)
+            show_probe(measured, looked, chosen=options.auto_sub_batch)
+            if plan.world > 1:
+                say(
+                    f"each of {plan.world} processes holds about {mib(exchanged(looked, model, options, plan.world))} "
+                    "MiB more: gradients and vectors on their way to the others, estimated"
+                )
+            if measured.longest is None:
+                size = size_of(looked.longest, asked.tokens, trainer.data_collator)
+                say(trainer.advice(size, asked.cached, ENCODING) or "nothing that is not asked for makes it smaller")
+            if not measured.ordinary:
+                return
+            spent = Hours(optimiser_steps(plan, options), measured, looked, options)
+            if judged is not None:
+                embedder = embedder_over(
+                    model.encoder, model.tokenizer, model.facts, prompts_of(options), *model.lengths
+                )
+                spent.evaluate(judged, embedder, trainer.meter)
+            spent.show(model.encoder)
+
+        before_training(trainer, take)
+
+
+def exchanged(looked: Looked, model: Model, options: TrainOptions, world: int) -> int:
+    """Bytes that a process of several holds beside what one alone does."""
+    one, several = (estimate_memory([looked.longest], model.encoder, options, count) for count in (1, world))
+    return several.scores - one.scores + one.gradients
 
 
 def on_cpu(options: TrainOptions) -> bool:
@@ -245,12 +307,15 @@ def build_trainer(
             StepModel(model.encoder), arguments, groups=groups, plan=plan,
             collator=collator_of(options, model, arguments.device.type == "cpu"),
             objective=objective_of(options, model.encoder), save_to=model.save, cached=caches(options),
-            layer_decay=options.layerwise_lr_decay, fsdp=options.fsdp,
+            retries=options.auto_sub_batch, may_cache=options.gradient_cache is not False,
+            advice=partial(advice, options), layer_decay=options.layerwise_lr_decay, fsdp=options.fsdp,
         )  # fmt: skip
     except (RuntimeError, ImportError, ValueError) as problem:
         if any(words in str(problem) for words in ("is not installed", "requires", "is not supported")):
             raise UsageError(str(problem).split("\n")[0], where="--report-to") from problem
         raise
+    if options.auto_sub_batch and checkpoint is None:
+        trainer.add_callback(Fitting(trainer, lambda: looked_at(options, model, groups, plan, trainer)))
     held_out = None
     if judged is not None:
         held_out = held_out_of(options, model, groups.collection, judged, trainer)
@@ -258,13 +323,16 @@ def build_trainer(
     identity = identity_of(options, plan)
 
     def state() -> dict[str, Any]:
-        counts = {"examples": trainer.examples_seen, "tokens": trainer.tokens_seen}
+        counts: dict[str, Any] = {"examples": trainer.examples_seen, "tokens": trainer.tokens_seen}
+        counts |= {"pieces": asdict(trainer.packing)}
         return {**identity, **counts, "held_out": held_out.state() if held_out else None}
 
     if checkpoint is not None:
         kept = state_of(checkpoint)
         refuse_another_run(kept, identity, checkpoint)
         trainer.examples_seen, trainer.tokens_seen = kept["examples"], kept["tokens"]
+        if "pieces" in kept:
+            trainer.packing = packing_of(options, trainer.packing, Packing(**kept["pieces"]))
         if held_out is not None and kept["held_out"]:
             held_out.restore(kept["held_out"])
         if arguments.process_index == 0:
@@ -277,6 +345,23 @@ def build_trainer(
     for callback in (trainer.progress, collapse, trainer.checkpoints, trainer.stopping):
         trainer.add_callback(callback)
     return trainer, held_out
+
+
+def packing_of(options: TrainOptions, asked: Packing, kept: Packing) -> Packing:
+    """How a run that goes on takes its steps: as before where the options leave it open, as other pieces round
+    differently."""
+    if options.auto_sub_batch:
+        return kept
+    sized = options.sub_batch_tokens is not None or options.sub_batch_size is not None
+    cached = options.gradient_cache is not None or options.sub_batch_size is not None
+    return Packing(asked.tokens if sized else kept.tokens, asked.cached if cached else kept.cached)
+
+
+def looked_at(
+    options: TrainOptions, model: Model, groups: Groups, plan: BatchPlan, trainer: EmbedderTrainer
+) -> Looked:  # fmt: skip
+    """Steps of this process to try."""
+    return look(plan, groups, trainer.data_collator, weight_of(model.encoder, options))
 
 
 def objective_of(options: TrainOptions, encoder: Encoder) -> Objective:
@@ -366,14 +451,16 @@ def told(options: TrainOptions, trainer: EmbedderTrainer) -> Iterator[None]:
     try:
         with trainer.stopping:
             yield
-    except torch.OutOfMemoryError as problem:
-        raise RunError(
-            "the GPU's memory does not hold a step",
-            hint="give --gradient-cache and a smaller --sub-batch-tokens, or lower --passage-max-len",
-        ) from problem
-    except (OSError, SafetensorError, RuntimeError) as problem:
+    except (OSError, SafetensorError, RuntimeError, MemoryError) as problem:
+        if is_full(problem):
+            raise RunError(
+                f"out of memory after step {trainer.state.global_step}, in {trainer.part}: the optimiser's state, an "
+                "evaluation, a checkpoint, or reading ahead",
+                hint="--optim adafactor keeps nearly no state, where AdamW keeps 8 bytes for each weight; --use-lora "
+                "trains fewer; --dataloader-num-workers 0 reads in the same process",
+            ) from problem
         # torch's own writer of the optimiser's state raises a RuntimeError when the disk is full.
-        if isinstance(problem, RuntimeError) and "PytorchStreamWriter" not in str(problem):
+        if isinstance(problem, RuntimeError | MemoryError) and "PytorchStreamWriter" not in str(problem):
             raise
         reason = str(getattr(problem, "strerror", None) or problem).split("\n")[0]
         where = getattr(problem, "filename", None) or options.output_dir

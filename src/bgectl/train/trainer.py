@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from bgectl.distributed import gather, largest, world
+from bgectl import console
+from bgectl.distributed import active, average_gradients, gather, gather_objects, largest, rank, world
 from bgectl.errors import RunError
-from bgectl.gradcache import cached_backward, joined
+from bgectl.gradcache import BACKWARD, ENCODING, LOSS, RandomState, cached_backward, joined, parted_backward
 from bgectl.models.encoder import Encoder
 from bgectl.models.lora import trained_names
 from bgectl.train.batches import BatchPlan
 from bgectl.train.collate import AsArrays, Collator, Drawn, Groups, as_tensors
+from bgectl.train.memory import is_full, meter_of
 from bgectl.train.model import learning_rates
 from bgectl.train.monitor import Stopping
 from bgectl.train.objective import Objective
 from bgectl.train.shard import Sharded, gathered_weights, load_optimizer, save_optimizer, shard, whole_weights
+from bgectl.train.size import StepSize, pieces_of, shortened, size_of
 
 ENCODER, BACKBONE = "encoder.", "backbone."
 """What stands before the names of the encoder's weights in a `StepModel`, and of the backbone's in an encoder."""
@@ -95,6 +99,42 @@ class PlannedLoader(DataLoader[Drawn]):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@dataclass(frozen=True)
+class Packing:
+    """How the texts of a step are encoded.
+
+    Attributes:
+        tokens: Tokens of a piece at most, padding included.
+        cached: The activations of one piece at a time are held (gradient caching).
+    """
+
+    tokens: int
+    cached: bool
+
+    def __str__(self) -> str:
+        """For the user."""
+        pieces = "in one piece" if self.tokens >= WHOLE else f"in pieces of {self.tokens:,} tokens"
+        return f"{pieces}, {'with' if self.cached else 'without'} gradient caching"
+
+
+WHOLE = 1 << 50
+"""Tokens that no step has."""
+
+AFTER = "what follows a step"
+
+
+class StepTooLarge(Exception):
+    """A process does not have the memory for a step, and all know.
+
+    Args:
+        here: It is this one.
+    """
+
+    def __init__(self, *, here: bool) -> None:
+        super().__init__()
+        self.here = here
+
+
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -124,6 +164,9 @@ class EmbedderTrainer(Trainer):
         objective: What the model gives to the loss.
         save_to: Writes the model into a folder, given its weights.
         cached: Hold the activations of one piece at a time (gradient caching).
+        retries: Take a step that does not fit the memory once more in smaller pieces.
+        may_cache: Smaller pieces may mean gradient caching.
+        advice: What to change where the memory is full: a step's size, whether it is cached, and the part of the step.
         layer_decay: See `learning_rates`.
         fsdp: Cut the model over the processes.
     """
@@ -139,6 +182,9 @@ class EmbedderTrainer(Trainer):
         objective: Objective,
         save_to: Callable[[Path, Mapping[str, Tensor]], None],
         cached: bool = False,
+        retries: bool = False,
+        may_cache: bool = True,
+        advice: Callable[[StepSize, bool, str], str | None] = lambda size, cached, part: None,
         layer_decay: float = 1.0,
         fsdp: bool = False,
     ) -> None:
@@ -150,7 +196,16 @@ class EmbedderTrainer(Trainer):
         self.shown: dict[str, Tensor] = {}
         self.shown_steps = 0
         self.save_to = save_to
-        self.cached = cached
+        self.packing = Packing(collator.piece_tokens, cached)
+        self.retries = retries
+        self.may_cache = may_cache
+        self.advice = advice
+        self.meter = meter_of(args.device)
+        self.in_hand: dict[str, Any] = {}
+        self.part = AFTER
+        self.full_here = False
+        self.accumulated: list[dict[str, Any]] = []
+        self.current_gradient_accumulation_steps = args.gradient_accumulation_steps
         self.examples_seen = 0
         self.tokens_seen = 0
         self.layer_decay = layer_decay
@@ -201,12 +256,57 @@ class EmbedderTrainer(Trainer):
 
         Returns:
             The loss of this process's queries over the number of accumulated steps, detached.
+
+        Raises:
+            RunError: The memory does not hold the step.
         """
         self.examples_seen += len(inputs["places"])
         self.tokens_seen += inputs["tokens"]
         model.train()
-        inputs = self._prepare_inputs(as_tensors(inputs))
-        pieces = self._level(inputs["pieces"])
+        loss = self._until_it_fits(model, inputs) if self.retries else self.attempt(model, [inputs])
+        if loss is None:
+            raise self.out_of_memory()
+        self.part = AFTER
+        return loss
+
+    def attempt(self, model: nn.Module, steps: Sequence[dict[str, Any]]) -> Tensor | None:
+        """Add the gradients of steps that are accumulated.
+
+        With `retries`, all processes find together whether all of them had the memory.
+
+        Args:
+            model: The wrapped model.
+            steps: What the loader gives.
+
+        Returns:
+            The loss of the last one; None where there was not enough memory, and gradients are then of no use.
+        """
+        loss = None
+        try:
+            for inputs in steps:
+                loss = self._gradients(model, inputs)
+        except StepTooLarge as problem:
+            self.full_here = problem.here
+            return None
+        except (RuntimeError, MemoryError) as problem:
+            if not is_full(problem):
+                raise
+            self.full_here, loss = True, None
+        if loss is not None and self.retries and self.accelerator.gradient_state.sync_gradients:
+            average_gradients(model.parameters())
+        if loss is None and self.retries:
+            # Where it is not agreed on, other processes are waiting in the middle of the step.
+            raise self.out_of_memory()
+        return loss
+
+    def _gradients(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Add the gradients of one step; returns its loss."""
+        self.in_hand = inputs
+        step = as_tensors(inputs)
+        if self.packing.tokens != self.data_collator.piece_tokens:
+            step = replace(self.data_collator, piece_tokens=self.packing.tokens).cut_anew(step)
+        step = self._prepare_inputs(step)
+        pieces = self._level(step["pieces"])
         # Fewer than the option at the end of an epoch.
         accumulated = self.current_gradient_accumulation_steps
 
@@ -215,16 +315,121 @@ class EmbedderTrainer(Trainer):
                 return model(chosen)
 
         def loss_of(outputs: dict[str, Tensor]) -> Tensor:
-            return self._loss_of(outputs, inputs) / accumulated
+            return self._loss_of(outputs, step) / accumulated
 
-        if self.cached:
+        if self.retries:
+            # Gradients are exchanged once all processes have theirs; see `attempt`.
+            with self.accelerator.no_sync(model):
+                if not self.packing.cached:
+                    return parted_backward(encode, pieces, loss_of, self._backward_to_vectors, self._agreed)
+                return cached_backward(
+                    encode, [[piece] for piece in pieces], loss_of, self._backward_to_vectors, self._backward_piece,
+                    around_part=self._agreed,
+                )  # fmt: skip
+        if self.packing.cached:
             return cached_backward(
                 encode, [[piece] for piece in pieces], loss_of, self._backward_to_vectors, self._backward_piece,
-                partial(self._around_piece, model),
+                partial(self._around_piece, model), self._noted,
             )  # fmt: skip
-        loss = loss_of(encode(pieces))
-        self.accelerator.backward(loss, **self._unscaled)
+        with self._noted(ENCODING):
+            outputs = encode(pieces)
+        with self._noted(LOSS):
+            loss = loss_of(outputs)
+        with self._noted(BACKWARD):
+            self.accelerator.backward(loss, **self._unscaled)
         return loss.detach()
+
+    def _until_it_fits(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """`attempt`, in smaller pieces until the step fits; these are kept.
+
+        Raises:
+            RunError: There are no smaller pieces.
+        """
+        if not self.accumulated:
+            self.begun = (RandomState(), self.shown, self.shown_steps)
+        self.accumulated.append(inputs)
+        before, todo = self.packing, self.accumulated[-1:]
+        while (loss := self.attempt(model, todo)) is None:
+            self._make_smaller()
+            # Nothing is left of the gradients that earlier steps added, so these are taken once more.
+            model.zero_grad()
+            self.meter.forget()
+            random, self.shown, self.shown_steps = self.begun
+            random.restore()
+            todo = self.accumulated
+        if self.packing != before:
+            console.warn(
+                f"the memory did not hold step {self.state.global_step + 1}; it was taken once more, and all after it "
+                f"are, {self.packing}"
+            )
+        if self.accelerator.gradient_state.sync_gradients:
+            self.accumulated = []
+        return loss
+
+    def _make_smaller(self) -> None:
+        """Choose how to take the step in hand once more; all processes choose the same.
+
+        Raises:
+            RunError: It could only be taken as it was.
+        """
+        smaller = self.smaller()
+        if smaller is None:
+            failures = gather_objects(self.out_of_memory() if self.full_here else None)
+            raise next(failure for failure in failures if failure is not None)
+        self.packing = smaller
+
+    def smaller(self) -> Packing | None:
+        """How the step in hand can be taken in less memory; None where it cannot. All processes call this together."""
+        if not self.packing.cached and self.may_cache:
+            return replace(self.packing, cached=True)
+        texts, tokens = self._largest_piece()
+        if largest(texts, self.args.device) == 1 or (self.part == LOSS and self.packing.cached):
+            return None
+        return replace(self.packing, tokens=largest(tokens, self.args.device) // 2)
+
+    def _largest_piece(self) -> tuple[int, int]:
+        """Texts of the piece of the step in hand that has most, and tokens of the one that has most."""
+        pieces = pieces_of(self.in_hand["lengths"], self.packing.tokens, self.data_collator.piece_texts)
+        return max(texts for texts, _ in pieces), max(texts * longest for texts, longest in pieces)
+
+    def out_of_memory(self, of: str | None = None) -> RunError:
+        """What to tell where the memory does not hold the step in hand; `of` says which one it is."""
+        size = size_of(self.in_hand, self.packing.tokens, self.data_collator)
+        who = f" (process {rank()} of {world()})" if world() > 1 else ""
+        files = self.train_dataset.collection.names_of(self.in_hand["places"])
+        return RunError(
+            f"out of memory in {of or f'step {self.state.global_step + 1}'}, in {self.part}{who}: "
+            f"{size.describe()} of {' and '.join(files)}; rows: {shortened(self.in_hand['places'])}",
+            hint=self.advice(size, self.packing.cached, self.part),
+        )
+
+    @contextmanager
+    def _noted(self, part: str) -> Iterator[None]:
+        """Keep in mind what is being done."""
+        self.part = part
+        yield
+
+    @contextmanager
+    def _agreed(self, part: str) -> Iterator[None]:
+        """Around a part of a step: when it ends, all processes learn whether it fitted into the memory of all.
+
+        Raises:
+            StepTooLarge: It did not.
+        """
+        self.part = part
+        if part == LOSS and active() and self.objective.cross_device:
+            # One that fails here leaves the others waiting for its vectors.
+            yield
+            return
+        full = False
+        try:
+            yield
+        except (RuntimeError, MemoryError) as problem:
+            if not is_full(problem):
+                raise
+            full = True
+        if largest(int(full), self.args.device):
+            raise StepTooLarge(here=full)
 
     @property
     def sharded(self) -> bool:
@@ -278,9 +483,9 @@ class EmbedderTrainer(Trainer):
         self.shown = {name: self.shown.get(name, 0) + value for name, value in shown.items()}
         self.shown_steps += 1
         if not torch.isfinite(loss):
-            places = ", ".join(inputs["places"][:8]) + (", …" if len(inputs["places"]) > 8 else "")
             raise RunError(
-                f"the loss of step {self.state.global_step + 1} is {loss.item()}; its rows: {places}",
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}; "
+                f"its rows: {shortened(inputs['places'])}",
                 hint="lower --learning-rate, raise --temperature, or use --bf16 in place of --fp16",
             )
         return loss
