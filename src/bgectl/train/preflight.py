@@ -20,7 +20,7 @@ from bgectl.options.train import TrainOptions
 from bgectl.train.memory import Meter
 from bgectl.train.probe import MARGIN, Looked, Probe, Taken
 from bgectl.train.report import MIB, say
-from bgectl.train.trainer import EmbedderTrainer, Packing
+from bgectl.train.trainer import WHOLE, EmbedderTrainer, Packing
 
 SAMPLED_TEXTS = 64
 """Of the held-out passages, how many are encoded for an estimate."""
@@ -59,14 +59,14 @@ def mib(count: int) -> str:
 def show_probe(probe: Probe, looked: Looked, *, chosen: bool) -> None:
     """Print what was measured; `chosen` where the pieces were found by --auto-sub-batch."""
     say(f"\nMeasured on {probe.name}: {mib(probe.total)} MiB, of which {mib(probe.free)} MiB were free")
-    rows = [_row(f"longest step, {probe.asked}", probe.longest)]
+    rows = [_row("longest step", probe.asked, probe.longest)]
     if not probe.asked.cached:
         tokens = min(probe.asked.tokens, probe.cached_fitting.tokens if probe.cached_fitting else probe.asked.tokens)
-        rows.append(_row(f"longest step, {Packing(tokens, cached=True)}", probe.cached))
-    if probe.ordinary:
+        rows.append(_row("longest step", Packing(tokens, cached=True), probe.cached))
+    if probe.ordinary and probe.used:
         most = max(probe.ordinary, key=lambda taken: taken.peak)
-        rows.append(_row(f"ordinary steps, {probe.used}", most))
-    console.table("", ["peak", "MiB held", "MiB reserved"], rows, on_stdout=True)
+        rows.append(_row("ordinary steps", probe.used, most))
+    console.table("", ["peak of the", "pieces of", "cached", "MiB held", "MiB reserved"], rows, on_stdout=True)
     step = looked.longest
     say(
         f"the longest of {looked.count} steps looked at: {len(step['places'])} queries, {step['tokens']:,} tokens, the "
@@ -83,8 +83,10 @@ def show_probe(probe: Probe, looked: Looked, *, chosen: bool) -> None:
     say(f"(it fits where {MARGIN:.0%} of the memory stays free: {mib(probe.limit)} MiB may be held)")
 
 
-def _row(name: str, taken: Taken | None) -> list[str]:
-    return [name, mib(taken.peak), mib(taken.reserved)] if taken else [name, "does not fit", "-"]
+def _row(name: str, packing: Packing, taken: Taken | None) -> list[str]:
+    pieces = "any size" if packing.tokens >= WHOLE else f"{packing.tokens:,} tokens"
+    peaks = [mib(taken.peak), mib(taken.reserved)] if taken else ["does not fit", "-"]
+    return [name, pieces, "yes" if packing.cached else "no", *peaks]
 
 
 def _fitting(packing: Packing | None, whole: int, more: bool) -> str:
