@@ -5,10 +5,12 @@ Started by `bgectl.launch` as `python -m bgectl.launcher cpu|cuda|auto [--debug]
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,17 +46,21 @@ def main(words: list[str]) -> int:
     if not debug and not console.verbose():
         # Its loggers set levels of their own, and what they say of a failure is longer than the failure.
         logging.disable(logging.CRITICAL)
-    try:
-        torchrun.run(arguments)  # type: ignore[no-untyped-call]
-    except ChildFailedError as problem:
-        return tell(problem.failures)
-    except SignalException as problem:
-        return 128 + int(problem.sigval)
-    except Exception as problem:
-        if debug:
-            raise
-        console.error(f"the processes could not be started: {problem}", hint="`--debug` shows more")
-        return 1
+    with tempfile.NamedTemporaryFile(prefix="bgectl-") as last_words:
+        os.environ[signals.LAST_WORDS] = last_words.name
+        try:
+            torchrun.run(arguments)  # type: ignore[no-untyped-call]
+        except ChildFailedError as problem:
+            return tell(problem.failures)
+        except SignalException as problem:
+            if left := last_words.read():
+                console.error(**json.loads(left))
+            return 128 + int(problem.sigval)
+        except Exception as problem:
+            if debug:
+                raise
+            console.error(f"the processes could not be started: {problem}", hint="`--debug` shows more")
+            return 1
     return 0
 
 

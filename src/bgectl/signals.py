@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 INTERRUPTED = "interrupted"
 SECONDS_TO_UNWIND = 3.0
 """How long the orderly end may take."""
+LAST_WORDS = "BGECTL_LAST_WORDS"
+"""The file where a process of several leaves what it would say: the launcher sends SIGTERM also when another one has
+failed, of which it tells itself.
+"""
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -200,7 +204,8 @@ def _give_up(state: _State, number: int) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     if not state.told and ("LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"):
         with contextlib.suppress(OSError, ValueError):
-            os.write(2, _words(state))
+            if not left_to_launcher(*state.say(), number):
+                os.write(2, _words(state))
     sys.modules.pop("wandb", None)
     leave(128 + number)
 
@@ -220,6 +225,18 @@ def leave(code: int) -> NoReturn:
         process.join(0.2)
         process.kill()
     os._exit(code)
+
+
+def left_to_launcher(message: str, hint: str | None, number: int) -> bool:
+    """Leave what is to be said after a signal to the launcher, if there is one that knows why it came."""
+    import json
+
+    path = os.environ.get(LAST_WORDS)
+    if path is None or number != signal.SIGTERM:
+        return False
+    with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as stream:
+        json.dump({"message": message, "hint": hint}, stream)
+    return True
 
 
 def _words(state: _State) -> bytes:

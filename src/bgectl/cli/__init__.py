@@ -71,6 +71,9 @@ def _run(words: list[str]) -> int:
 def _interrupted(problem: BaseException) -> int:
     told = signals.interruption()
     console.clear_line()
+    first = os.environ.get("RANK", "0") == "0"
+    if "LOCAL_RANK" in os.environ and first and signals.left_to_launcher(told.message, told.hint, signals.caught()):
+        return told.exit_code
     return _failed(told.with_traceback(problem.__traceback__), told.message, told.hint, told.exit_code)
 
 
