@@ -86,7 +86,7 @@ class Feature:
 
 OPTIONAL = (
     Feature("bitsandbytes", "qlora", "`train llm --load-in-4bit`"),
-    Feature("bm25s", "bm25", "`mine --retriever bm25` and hybrid mining"),
+    Feature("bm25s", "bm25", "`mine --fuse rrf`"),
     Feature("onnx", "onnx", "`export --to onnx`"),
     Feature("onnxruntime", "onnx", "`export --to onnx`"),
     Feature("onnxscript", "onnx", "`export --to onnx`"),

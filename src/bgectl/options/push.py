@@ -20,7 +20,8 @@ class PushOptions(Options):
     """Folder of a model that bgectl trained, merged or exported."""
     name: Annotated[str, Flag("--repo", positional=True, metavar="NAME")]
     """Name on the hub, such as `your-name/your-model`; without a `/` it is put into your own account."""
-    yes: Annotated[bool, Flag("-y")] = False
+    # Not `yes`, which is YAML's word for true.
+    upload: Annotated[bool, Flag("--yes", "-y")] = False
     """Really upload; without it, only say what would be."""
     private: bool = False
     """Make a new repository private. One that exists and is public is refused."""

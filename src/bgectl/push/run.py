@@ -43,7 +43,7 @@ def run(options: PushOptions) -> None:
     visibility = "private" if options.private else "public"
     what = f"{len(found.taken)} files, {size_of(sum(found.taken.values()))}"
     to = f"{options.name}, branch {options.revision}"
-    if not options.yes:
+    if not options.upload:
         console.info(f"would upload {what} to {to} (a new repository would be {visibility}); `--yes` does it")
         return
     card = None
