@@ -157,7 +157,7 @@ ASIDE = frozenset({
     "devices", "batch_tokens", "search_batch_size", "reranker_batch_size", "workers", "dataloader_num_workers",
     "use_gpu_for_searching", "output_file", "output_dir", "overwrite_output_dir", "resume", "report", "plot",
     "format", "max_problems", "logging_steps", "save_steps", "save_total_limit", "report_to", "run_name", "dry_run",
-    "check",
+    "probe", "check",
 })  # fmt: skip
 """Options of where and how something is computed and written, which decide nothing of what is in it but rounding."""
 
