@@ -64,6 +64,13 @@ def test_completion_of_values_loads_nothing_heavy(shell, tmp_path):
     assert not loaded([], environment) & (HEAVY | {"typer", "huggingface_hub"})
 
 
+def test_checking_data_loads_no_torch_even_to_count_tokens(tiny_bert, write_rows):
+    rows = write_rows([{"query": "ka", "pos": ["lo"], "neg": ["mi"]}])
+    packages = loaded(["data", "validate", str(rows), "--tokenizer", tiny_bert, "--format", "json"])
+    assert "tokenizers" in packages, "the tokens are counted"
+    assert not packages & {"torch", "transformers"}
+
+
 def test_a_mistyped_flag_loads_nothing_heavy_but_the_message(tmp_path):
     command = [sys.executable, "-X", "importtime", "-m", "bgectl", "mine", "--sed", "3"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)

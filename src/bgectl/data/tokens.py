@@ -48,7 +48,7 @@ class TokenCounter:
     """
 
     def __init__(self, name: str, query_max_len: int, passage_max_len: int) -> None:
-        self._tokenizer = _load(name)
+        self._lengths_of = length_counter(name)
         self._limits = {"queries": query_max_len, "passages": passage_max_len}
         self._waiting: dict[str, list[str]] = {side: [] for side in self._limits}
         self.lengths: dict[str, Counter[int]] = {side: Counter() for side in self._limits}
@@ -62,7 +62,7 @@ class TokenCounter:
 
     def _count(self) -> None:
         for side, texts in self._waiting.items():
-            self.lengths[side].update(_token_counts(self._tokenizer, texts))
+            self.lengths[side].update(self._lengths_of(texts))
             texts.clear()
 
     def summary(self) -> dict[str, dict[str, int | float]]:
