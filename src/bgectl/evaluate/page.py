@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bgectl.evaluate.compare import Comparison
 from bgectl.evaluate.judged import Judged
+from bgectl.evaluate.result import Result, describe, labels
 from bgectl.page import Case, Page, Passage
-
-if TYPE_CHECKING:
-    from bgectl.evaluate.run import Result
 
 MEASURE = "nDCG@10"
 """By this the queries are sorted."""
@@ -35,8 +32,6 @@ def write_page(
         results: Each model, the baseline first.
         comparisons: Baseline, model, and how it differs.
     """
-    from bgectl.evaluate.run import describe, labels
-
     names = labels(results)
     page = Page(f"Evaluation: {judged.name}", f"{describe(judged)}.")
     measures = list(results[0].measures.values)

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, cast
 
 from bgectl import console, jsonl
 from bgectl.evaluate.compare import COMPARED, Comparison, compare
 from bgectl.evaluate.judged import Judged, load_judged
-from bgectl.evaluate.measure import Measures, evaluate_embedder, evaluate_heads
+from bgectl.evaluate.measure import evaluate_embedder, evaluate_heads
+from bgectl.evaluate.result import Result, describe, labels
 from bgectl.manifest import described, write_manifest
 from bgectl.models.files import model_facts
 from bgectl.models.hub import Hub, check_model_name
 from bgectl.options.evaluate import EvalOptions
-
-
-@dataclass(frozen=True)
-class Result:
-    """One model's measures by one kind of score, how it was run, and the seconds of encoding and searching."""
-
-    model: str
-    score: str
-    measures: Measures
-    description: str
-    seconds: float
 
 
 def run(options: EvalOptions) -> None:
@@ -70,16 +58,6 @@ def note(options: EvalOptions) -> None:
     inputs = described({"eval_data": options.eval_data, "examples_for_task": options.examples_for_task})
     models = {"models": model_facts(options.model_name_or_path, hub)}
     write_manifest(cast("Path", options.output_file), "eval", inputs, models, options)
-
-
-def describe(judged: Judged) -> str:
-    """One line about the data."""
-    parts = [f"{len(judged.queries):,} queries, {len(judged.passages):,} passages, {judged.judgments:,} relevant pairs"]
-    if judged.left_out:
-        parts.append(f"{judged.left_out:,} queries without a relevant passage left out")
-    if judged.itself:
-        parts.append(f"{len(judged.itself):,} queries are passages too and do not count as their own results")
-    return f"{judged.name}: {'; '.join(parts)}"
 
 
 def measure_model(model: str, judged: Judged, options: EvalOptions) -> list[Result]:
@@ -185,24 +163,6 @@ def with_queries(report: dict[str, Any], results: list[Result]) -> dict[str, Any
         for entry, result in zip(report["models"], results, strict=True)
     ]
     return report | {"query_ids": results[0].measures.query_ids, "models": models}
-
-
-def short_names(models: list[str]) -> list[str]:
-    """The ends of the models' names, as long as it takes to tell them apart; a folder's whole path fills a table."""
-    parts = [PurePath(model).parts for model in models]
-    for length in range(2, max(map(len, parts)) + 1):
-        names = [str(PurePath(*part[-length:])) for part in parts]
-        if len(set(names)) == len(set(models)):
-            return names
-    return models
-
-
-def labels(results: Sequence[Result]) -> list[str]:
-    """What each result is called in a table: a short name of its model, and its kind of score if there are others."""
-    models = [result.model for result in results]
-    names = dict(zip(models, short_names(models), strict=True))
-    plain = all(result.score == "dense" for result in results)
-    return [names[result.model] if plain else f"{names[result.model]} {result.score}" for result in results]
 
 
 def show(judged: Judged, results: list[Result], comparisons: list[tuple[Result, Result, Comparison]]) -> None:
