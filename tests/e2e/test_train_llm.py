@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from decoders import make_decoder
 from safetensors.torch import load_file
 
+from bgectl.doctor.versions import release
 from bgectl.encode import load_embedder
 from bgectl.models.lora import TOKENS_IN_FILE
 
@@ -84,7 +86,9 @@ def test_opens_in_sentence_transformers_and_flagembedding(train, decoders, tmp_p
         "--query-instruction-format", r"<i>{}\n<q>{}", "--passage-max-len", LENGTH,
     )  # fmt: skip
     ours = vectors(out)
-    for folder in (out, out / "merged_model"):
+    # transformers 5.0 to 5.3, by which it opens an adapter, leave the base's weights as they were.
+    early = release(version("transformers")) < (5, 4)
+    for folder in (out / "merged_model",) if early else (out, out / "merged_model"):
         model = st.SentenceTransformer(str(folder), device="cpu")
         model.max_seq_length = LENGTH
         np.testing.assert_allclose(model.encode(TEXTS), ours, atol=1e-5)
