@@ -298,6 +298,37 @@ def test_merging(tiny_words, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.slow
+def test_a_pipeline(place, tiny_bert, tmp_path):
+    """The stage that runs is interrupted; the same command goes on, and comes to its end."""
+    content = {
+        "run": {"data": [str(place / "few.jsonl")], "model": tiny_bert, "stages": ["mine", "train-base"]},
+        "mine": {"range": "0-50", "negative_number": 2, "devices": ["cpu"]},
+        "train": {"base": {
+            "num_train_epochs": 60, "per_device_train_batch_size": 4, "train_group_size": 2, "logging_steps": 1,
+            "device": "cpu", "save_steps": 0,
+        }},
+    }  # fmt: skip
+    (tmp_path / "bgectl.yaml").write_text(json.dumps(content))
+    for stage, code in (("mine", 130), ("train-base", 143), ("train-base", 130)):
+        terminal = Terminal("run", cwd=tmp_path)
+        terminal.wait_for(f"▶   {stage}")
+        # Of training a step is seen; mining has no time to say anything.
+        if stage == "train-base":
+            terminal.wait_for("steps, loss")
+        terminal.press() if code == 130 else terminal.kill()
+        got, seconds = terminal.end()
+        assert (got, seconds < SECONDS) == (code, True), terminal.text
+        assert terminal.left() == []
+        assert f"error: {stage}: interrupted" in terminal.text
+        assert "hint: `bgectl run` goes on from there" in terminal.text
+        assert f"■   {stage}" in terminal.text
+        no_parts(tmp_path)
+    terminal = Terminal("run", cwd=tmp_path)
+    assert terminal.end()[0] == 0, terminal.text
+    assert "✔   train-base   done" in terminal.text
+
+
 HANGS = """
 import signal, sys, time, pathlib
 from bgectl import signals
