@@ -127,6 +127,26 @@ def test_what_was_changed_by_hand_is_not_written_over(project, bgectl, tmp_path)
     assert ran(bgectl("run")) == ["mine", "train-base"]
 
 
+def test_what_others_made_is_not_written_over(project, inside, tmp_path):
+    """Also not by the second attempt, which would know the stage as begun."""
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    (model / "bgectl-run.json").write_text('{"made": ["model.safetensors"]}')
+    (model / "model.safetensors").write_text("somebody's")
+    (tmp_path / "run" / "mined.jsonl").write_text("somebody's\n")
+    for command in (["run"], ["run"]):
+        done = inside(*command, "--stages", "mine", "train-base")
+        assert done.returncode == 2
+        assert "run/mined.jsonl: is there, and `mine` of this pipeline did not make it" in done.stderr
+    assert "stops" in inside("run", "--dry-run", "--stages", "mine", "train-base").stdout
+    for _ in range(2):
+        done = inside("run", "--stages", "train-base")
+        assert done.returncode == 2
+        assert "run/model: is there" in done.stderr
+    assert (model / "model.safetensors").read_text() == "somebody's"
+    assert (tmp_path / "run" / "mined.jsonl").read_text() == "somebody's\n"
+
+
 def test_errors_of_stages_are_told_as_their_own(project, bgectl, tmp_path):
     (tmp_path / "train.jsonl").write_text('{"query": "a", "pos": "b"}\n')
     done = bgectl("run")

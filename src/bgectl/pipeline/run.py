@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bgectl import console
-from bgectl.errors import BgectlError, Interrupted
+from bgectl.errors import BgectlError, Interrupted, UsageError
 from bgectl.options.run import RunOptions
 from bgectl.options.train import TrainOptions
 from bgectl.pipeline.child import StageFailed, run_stage
@@ -77,6 +77,12 @@ def show_plan(stages: Sequence[Stage], asked: Mapping[str, str], state: State) -
         if reason is None:
             rows.append([stage.name, "left out", "", str(stage.output or "")])
             continue
+        try:
+            if not reason:
+                state.refuse_others(stage)
+        except UsageError as problem:
+            rows.append([stage.name, "stops", problem.message, str(stage.output or "")])
+            break
         why = reason or state.why(stage)
         if why is None and before:
             rows.append([stage.name, "perhaps", f"if {before} writes something else", str(stage.output or "")])
@@ -116,7 +122,7 @@ class Pipeline:
             self.view.set(stage, "left out")
             return
         if not asked:
-            self.state.refuse_edited(stage)
+            self.state.refuse_others(stage)
         why = asked or self.state.why(stage)
         if why is None:
             self.view.set(stage, "unchanged", seconds=self.state.stages[stage.command].get("seconds"))
@@ -159,11 +165,15 @@ def goes_on(stage: Stage, again: bool, made_before: bool) -> dict[str, Any]:
 def place_for(stage: Stage, made_before: bool) -> Iterator[None]:
     """Put aside the model that `merge-lora` made before: it writes into empty folders alone. Back where it fails."""
     target = stage.output
-    if stage.command != "merge-lora" or not made_before or target is None or not target.is_dir():
+    if stage.command != "merge-lora" or target is None:
         yield
         return
     aside = target.with_name(f".{target.name}.before.part")
+    # Where a run was killed with the former model aside, that is made anew now.
     shutil.rmtree(aside, ignore_errors=True)
+    if not made_before or not target.is_dir():
+        yield
+        return
     target.rename(aside)
     try:
         yield

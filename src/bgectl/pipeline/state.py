@@ -117,14 +117,24 @@ class State:
         gone = [path for path in written if not Path(path).exists()]
         return f"{', '.join(gone)} is gone" if gone else None
 
-    def refuse_edited(self, stage: Stage) -> None:
-        """What somebody changed by hand is neither written over nor taken for what the stage made.
+    def refuse_others(self, stage: Stage) -> None:
+        """What somebody else made, or changed by hand, is neither written over nor taken for what the stage made.
 
         Raises:
             UsageError: Names it.
         """
         entry = self.stages.get(stage.command)
-        if entry is None or entry["status"] != "done" or stage.output is None:
+        if stage.output is None:
+            return
+        if entry is None:
+            if _there(stage.output):
+                raise UsageError(
+                    f"is there, and `{stage.name}` of this pipeline did not make it", where=str(stage.output),
+                    hint="--from with the next stage goes on with it as it is; delete it to have it made, or name "
+                    "another place",
+                )  # fmt: skip
+            return
+        if entry["status"] != "done":
             return
         before, now = entry["outputs"].get(str(stage.output)), self.digests.of(stage.output)
         if now is not None and before is not None and (now != before or entry.get("edited")):
@@ -134,27 +144,34 @@ class State:
             )  # fmt: skip
 
     def adopt(self, stage: Stage) -> None:
-        """Take what lies at a stage's output for what it made, though it was changed."""
-        entry = self.stages.get(stage.command)
-        if entry is not None and stage.output is not None and (now := self.digests.of(stage.output)) is not None:
-            changed = now != entry["outputs"].get(str(stage.output))
-            if changed:
-                entry["outputs"][str(stage.output)] = now
-                entry["edited"] = True
+        """Take what lies at a stage's output for what it made, though somebody else did, or changed it."""
+        output = stage.output
+        if output is None or not _there(output):
+            return
+        entry = self.stages.setdefault(stage.command, self._entry(stage, "done"))
+        now = self.digests.of(output)
+        if now != entry["outputs"].get(str(output)):
+            entry["outputs"][str(output)] = now
+            entry["edited"] = True
+
+    def _entry(self, stage: Stage, status: str) -> dict[str, Any]:
+        """What is noted of a stage that has its options and inputs as they are now."""
+        options = json.loads(json.dumps(stage.deciding(), default=str))
+        outputs = {str(path): None for path in stage.written()}
+        found = {"options": options, "inputs": self.inputs(stage), "outputs": outputs}
+        return {"status": status, **found, "bgectl": __version__}
 
     def start(self, stage: Stage) -> bool:
         """Note that a stage begins; True where it was begun before with the same options and inputs, and not ended."""
-        entry = self.stages.get(stage.command)
-        now = {"options": json.loads(json.dumps(stage.deciding(), default=str)), "inputs": self.inputs(stage)}
-        again = (
-            entry is not None and entry["status"] != "done"
-            and {name: entry[name] for name in now} == now
-            and list(entry["outputs"]) == [str(path) for path in stage.written()]
-        )  # fmt: skip
-        outputs = {str(path): None for path in stage.written()}
-        self.stages[stage.command] = {"status": "started", **now, "outputs": outputs, "bgectl": __version__}
+        before, now = self.stages.get(stage.command), self._entry(stage, "started")
+        self.stages[stage.command] = now
         self.save()
-        return again
+        if before is None or before["status"] == "done" or before["inputs"].keys() != now["inputs"].keys():
+            return False
+        # What was on the hub alone had no commit here before it was downloaded.
+        known = {name: digest for name, digest in before["inputs"].items() if digest is not None}
+        same = all(now["inputs"][name] == digest for name, digest in known.items())
+        return same and (before["options"], before["outputs"]) == (now["options"], now["outputs"])
 
     def done(self, stage: Stage, seconds: float) -> None:
         """Note that a stage came to its end."""
@@ -163,6 +180,13 @@ class State:
         entry["inputs"] |= {name: commit_of(name, stage) for name in stage.hub_models()}
         entry |= {"status": "done", "outputs": self.outputs(stage), "seconds": round(seconds, 1)}
         self.save()
+
+
+def _there(output: Path) -> bool:
+    """Whether something is there: a file, or a folder with something in it that is not hidden."""
+    if output.is_dir():
+        return any(not path.name.startswith(".") for path in output.iterdir())
+    return output.exists()
 
 
 def commit_of(name: str, stage: Stage) -> str | None:
