@@ -340,7 +340,8 @@ def run(words):
     signals.going_on(lambda: ("interrupted; half is kept", "go on"))
     with written_beside(pathlib.Path("out")) as beside:
         beside.write_text("half")
-        print("here", file=sys.stderr, flush=True)
+        sys.stderr.write("here\\n")
+        sys.stderr.flush()
         {work}
     return 0
 

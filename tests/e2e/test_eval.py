@@ -68,7 +68,9 @@ def test_json_and_output_file(model, data, tmp_path):
     assert written["query_ids"] == list(QUERIES)
     assert written["models"][0]["per_query"]["MRR@10"] == [1.0] * 5
     assert written["comparisons"] == report["comparisons"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["judged", "result.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "judged", "result.json", "result.json.manifest.json",
+    ]  # fmt: skip
 
 
 def test_table_when_piped(model, data):
