@@ -90,7 +90,7 @@ def test_each_head_learns(train, tmp_path, tiny_words, toy_rows, write_rows):
     rows = toy_rows(40)
     held_out = write_rows(rows, "held_out.jsonl")
     done = train(
-        "--max-steps", 120, "--learning-rate", "0.003", "--logging-steps", 20, "--eval-data", held_out, "--eval-steps",
+        "--max-steps", 200, "--learning-rate", "0.005", "--logging-steps", 20, "--eval-data", held_out, "--eval-steps",
         30, "--batch-size", 8, data=write_rows(rows),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
