@@ -36,11 +36,15 @@ NOT_RUN = {
     "vllm serve": "there is no vLLM",
     "curl ": "there is no server",
     "bgectl push finetuned your-name/your-model --license": "there is no hub",
+    "bgectl --install-completion": "changes the files that a shell starts with",
 }  # fmt: skip
 """Beginnings of commands that are not run, and why."""
 
 NOT_RUN_WITH = {"--nnodes": "several machines"}
 """Options of commands that are not run, and why."""
+
+NOT_RUN_HOLDING = {"--preset bge-": "the preset names a model of the hub", "--from datasets": "there is no hub"}
+"""Parts of commands that are not run, and why."""
 
 SLOW = {
     "docs/scaling.md",
@@ -192,7 +196,8 @@ def reason_not_run(text):
     by_head = (why for head, why in NOT_RUN.items() if text.startswith(head))
     words = set(flag_names(text.split()))
     by_option = (why for option, why in NOT_RUN_WITH.items() if option in words and "bgectl " in text)
-    return next(itertools.chain(by_head, by_option), None)
+    by_part = (why for part, why in NOT_RUN_HOLDING.items() if part in text and text.startswith("bgectl "))
+    return next(itertools.chain(by_head, by_option, by_part), None)
 
 
 def with_stand_ins(text, models):
@@ -357,7 +362,7 @@ def test_what_is_not_run_is_shown_somewhere():
     scripts = [block.text for page in shown.pages() for block in shown.blocks(page) if block.language == "bash"]
     for head in NOT_RUN:
         assert any(text.startswith(head) for text in texts) or any(head in text for text in scripts), head
-    for option in NOT_RUN_WITH:
+    for option in (*NOT_RUN_WITH, *NOT_RUN_HOLDING):
         assert any(option in text for text in texts), option
 
 
@@ -366,7 +371,7 @@ FOREIGN = {
     "--time", "--signal", "--requeue", "--rdzv-backend", "--gpus", "--model-id", "--default-prompt-name", "--runner",
     "--port", "--version", "--install-completion", "--show-completion", "--help", "--large", "--prefix", "--pooling",
     "--flag", "--no-flag", "--embeder-name-or-path", "--normlized", "--same-task-within-batch", "--enable-sub-batch",
-    "--num-gpus", "--module", "--sed", "--input-path",
+    "--num-gpus", "--module", "--sed", "--input-path", "--keep",
 }  # fmt: skip
 """Flags of other programs, of the program itself, and of examples."""
 
