@@ -25,6 +25,7 @@ from bgectl.options.base import Options, flag_of, shape_of
 from bgectl.options.describe import EVERY_COMMAND, Described, describe
 from bgectl.options.resolve import PROJECT_FILE, Resolved, did_you_mean, resolve
 from bgectl.options.yaml_file import yaml_value
+from bgectl.signals import nothing_written
 
 TRUE = {"true", "yes", "on", "1"}
 FALSE = {"false", "no", "off", "0"}
@@ -67,6 +68,7 @@ def command_of(
             return
         if console.verbose():
             tell_sources(name, resolved)
+        nothing_written()
         with console.stage(f"bgectl {name}"):
             body(resolved.options, *([file] if with_config else []))
 

@@ -6,12 +6,10 @@ from typer.core import TyperCommand
 
 from bgectl.cli import bind
 from bgectl.options.data import StatsOptions
-from bgectl.signals import nothing_written
 
 
 def stats(options: StatsOptions) -> None:
     """Count rows, texts and lengths, with histograms."""
-    nothing_written()
     from bgectl.data.stats import run
 
     run(options)

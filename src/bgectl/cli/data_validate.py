@@ -7,12 +7,10 @@ from typer.core import TyperCommand
 
 from bgectl.cli import bind
 from bgectl.options.data import ValidateOptions
-from bgectl.signals import nothing_written
 
 
 def validate(options: ValidateOptions) -> None:
     """Report every defect of training files, with file, line, field and what to do; exit 1 when there is an error."""
-    nothing_written()
     from bgectl.data.validate import run
 
     if not run(options):

@@ -6,12 +6,10 @@ from typer.core import TyperCommand
 
 from bgectl.cli import bind
 from bgectl.options.evaluate import EvalOptions
-from bgectl.signals import nothing_written
 
 
 def evaluate(options: EvalOptions) -> None:
     """Measure retrieval: nDCG@10, MRR@10, MAP and Recall, several models side by side."""
-    nothing_written()
     from bgectl.evaluate.run import run
 
     run(options)

@@ -6,12 +6,10 @@ from typer.core import TyperCommand
 
 from bgectl.cli import bind
 from bgectl.options.merge import MergeOptions
-from bgectl.signals import nothing_written
 
 
 def merge_lora(options: MergeOptions) -> None:
     """Make a whole model of an adapter and its base, shard by shard, and check it."""
-    nothing_written()
     from bgectl.train.merge import run
 
     run(options)

@@ -23,6 +23,7 @@ from bgectl.data.rows import Flaw, Severity
 from bgectl.data.scan import MOST_PROBLEMS, Checks, Differing, Found, Head, Scan, first_head, scan_piece
 from bgectl.data.tokens import TokenCounter
 from bgectl.errors import DataError
+from bgectl.manifest import described, write_manifest
 from bgectl.options.data import ValidateOptions
 
 FEW_ROWS = 50_000
@@ -104,7 +105,11 @@ def run(options: ValidateOptions) -> bool:
     if options.fix is None:
         report = check_files(files, checks, workers=workers, tokens=tokens)
     else:
+        inputs = described({"paths": files})
         report = check_and_fix(options.fix, files, options.paths, checks, workers=workers, tokens=tokens)
+        assert report.fixed is not None
+        facts = {"rows": report.fixed.kept_rows, "rejected_rows": report.fixed.rejected_rows}
+        write_manifest(options.fix, "data validate --fix", inputs, facts, options)
     if options.format == "json":
         sys.stdout.buffer.write(as_json(report))
         sys.stdout.buffer.flush()

@@ -30,12 +30,15 @@ from bgectl.doctor.versions import installed
 from bgectl.encode import Embedder, load_embedder
 from bgectl.errors import RunError, UsageError
 from bgectl.jsonl import plain_mode
+from bgectl.manifest import write_manifest
 from bgectl.models.decoder import end_texts
 from bgectl.models.encoder import Encoder, save_beside, written
+from bgectl.models.files import model_facts
 from bgectl.models.hub import Hub, model_file
 from bgectl.models.m3 import HEADS, M3Encoder
 from bgectl.models.pooling import pool
 from bgectl.options.export import ExportOptions
+from bgectl.signals import half_written
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 MISSING = "pip install 'bgectl[onnx]'"
@@ -118,7 +121,7 @@ def export(
     beside = out.with_name(f".{out.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        with written(beside):
+        with half_written(beside), written(beside):
             save_beside(beside, tokenizer, facts, backbone.config)
             backbone.config.save_pretrained(beside)
             (beside / GRAPH).parent.mkdir()
@@ -130,6 +133,8 @@ def export(
         if check:
             console.info(compare(beside / GRAPH, graph.names, asked, dtype))
         card(name, beside, out.name, graph.names)
+        decided = {"dtype": str(dtype).removeprefix("torch."), "opset": opset, "outputs": graph.names}
+        write_manifest(beside, "export", {}, {"models": model_facts([name], hub), **decided})
         if out.is_dir():
             out.rmdir()
         os.replace(beside, out)

@@ -18,6 +18,8 @@ from bgectl.options.yaml_file import yaml_value
 from bgectl.pipeline.plan import Stage
 from bgectl.pipeline.view import of_progress
 
+GO_ON = "`bgectl run` goes on from there"
+
 
 class StageFailed(BgectlError):
     """A stage ended with an error, which is told as its own.
@@ -85,7 +87,7 @@ def run_stage(stage: Stage, more: dict[str, Any], folder: Path, heard: Callable[
         printed = out.read().decode("utf-8", "replace")
     if signals:
         message = str(last.get("message") or "interrupted")
-        raise Interrupted(f"{stage.name}: {message}", signal=signals[0], hint="`bgectl run` goes on from there")
+        raise Interrupted(f"{stage.name}: {message}", signal=signals[0], hint=GO_ON)
     if code:
         why = "what it found is above" if printed and not last else ended(code)
         raise StageFailed(

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bgectl import console
+from bgectl import console, signals
 from bgectl.errors import BgectlError, Interrupted, UsageError
 from bgectl.options.run import RunOptions
 from bgectl.options.train import TrainOptions
-from bgectl.pipeline.child import StageFailed, run_stage
+from bgectl.pipeline.child import GO_ON, StageFailed, run_stage
 from bgectl.pipeline.plan import Stage, chosen, stages_of
 from bgectl.pipeline.state import State, opened
 from bgectl.pipeline.view import View
@@ -43,6 +43,7 @@ def run(options: RunOptions, config: Path | None) -> None:
         show_plan(stages, asked, read_state(options.output_dir))
         return
     started = time.monotonic()
+    signals.going_on(lambda: ("interrupted", GO_ON))
     with opened(options.output_dir) as state:
         pipeline = Pipeline(stages, state, View(stages))
         try:
