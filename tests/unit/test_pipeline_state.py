@@ -54,6 +54,18 @@ def test_what_changes_makes_a_stage_run(stage, tmp_path):
     assert state.why(stage) == "rows.jsonl changed"
 
 
+def test_an_option_that_is_new_in_a_release_changes_nothing_at_its_default(stage, tmp_path):
+    state = State(tmp_path)
+    state.start(stage)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "model.safetensors").write_text("w")
+    state.done(stage, 1.0)
+    del state.stages["train base"]["options"]["temperature"]
+    assert state.why(stage) is None
+    state.stages["train base"]["options"]["temperature"] = 0.05
+    assert state.why(stage) == "temperature changed"
+
+
 def test_logs_and_checkpoints_are_no_part_of_a_model(stage, tmp_path):
     state = State(tmp_path)
     state.start(stage)

@@ -79,7 +79,7 @@ def command_of(
             return super().parse_args(ctx, rewrite(model, guarded))
 
         def format_help(self, ctx: Any, formatter: Any) -> None:
-            formatter.write(help_page(name, model, body.__doc__ or "", epilog))
+            formatter.write(help_page(name, model, " ".join((body.__doc__ or "").split()), epilog))
 
     run.__signature__ = inspect.Signature(_parameters(model))  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False, rich_markup_mode=None)

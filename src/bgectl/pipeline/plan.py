@@ -75,6 +75,10 @@ class Stage:
         fields = type(self.options).model_fields
         return [str(path) for name in fields if name in HUB_OPTIONS for path in self._paths(name) if not path.exists()]
 
+    def defaults(self) -> dict[str, Any]:
+        """The defaults of the options, as JSON knows them."""
+        return type(self.options).model_construct().model_dump(mode="json", warnings=False)
+
     def deciding(self) -> dict[str, Any]:
         """The options that decide what comes out. How many processes train together is among them: it is part of the
         batch.

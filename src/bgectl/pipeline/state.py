@@ -103,7 +103,8 @@ class State:
         if entry["status"] != "done":
             return "was not finished"
         now = json.loads(json.dumps(stage.deciding(), default=str))
-        before = entry["options"]
+        # An option that did not exist then was at its default.
+        before = {**{name: value for name, value in stage.defaults().items() if name in now}, **entry["options"]}
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if changed:
             return f"{', '.join(changed)} changed"
