@@ -12,13 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+from bgectl.commands import COMMANDS
+
 ROUNDS = 15
 PROGRAM = [str(Path(sys.executable).with_name("bgectl"))]
 CASES = {
     "--help": 15,
-    "mine --help": 25,
-    "train base --help": 25,
-    "eval --help": 25,
+    **{f"{command} --help": 25 for command in COMMANDS},
     "completion of a command": 15,
     "completion of a value": 15,
 }

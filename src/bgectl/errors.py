@@ -7,7 +7,7 @@ Exit codes: 0 success, 1 the data or the run failed, 2 the command line or a con
 from __future__ import annotations
 
 WITH_PARENT = "BGECTL_WITH_PARENT"
-"""Environment variable of the stages of a pipeline, which end when it does, however it ends."""
+"""Environment variable of a stage of a pipeline: the number of the process that started it, with which it ends."""
 
 
 class BgectlError(Exception):

@@ -143,15 +143,22 @@ LOST = ("Connection reset", "Connection closed", "closed by peer", "Broken pipe"
 """Words of errors that only say that another process is gone."""
 
 
-def end_with_parent(every: float = 1.0) -> None:
-    """End this process when the one that started it is gone: one that is killed cannot end its processes itself."""
-    parent = os.getppid()
+def end_with_parent(every: float = 1.0, started_by: int | None = None) -> None:
+    """End this process when the one that started it is gone: one that is killed cannot end its processes itself.
+
+    Args:
+        every: Seconds between two looks.
+        started_by: Its number, if it is known; it may be gone already.
+    """
+    parent = os.getppid() if started_by is None else started_by
     with contextlib.suppress(Exception):
         # Linux does it at once, also after this process has become the launcher.
         import ctypes
 
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 9)
+    if os.getppid() != parent:
+        os._exit(128 + 9)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -51,7 +51,8 @@ def _run(words: list[str]) -> int:
         if WITH_PARENT in os.environ:
             from bgectl.launch import end_with_parent
 
-            end_with_parent()
+            # Not for the processes that this one starts in turn.
+            end_with_parent(started_by=int(os.environ.pop(WITH_PARENT)))
         return app.run(words)
     except Interrupted as problem:
         return _failed(problem, problem.message, problem.hint, problem.exit_code)

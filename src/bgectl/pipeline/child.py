@@ -59,35 +59,40 @@ def run_stage(stage: Stage, more: dict[str, Any], folder: Path, heard: Callable[
     token = values.pop("token", None)
     options.write_text("".join(f"{name}: {yaml_value(value)}\n" for name, value in values.items()), encoding="utf-8")
     command = [sys.executable, "-m", "bgectl", *stage.command.split(), "--config", str(options)]
-    environment = {**os.environ, console.LOG_FORMAT: "json", WITH_PARENT: "1"}
+    environment = {**os.environ, console.LOG_FORMAT: "json", WITH_PARENT: str(os.getpid())}
     if token:
         environment["HF_TOKEN"] = str(token)
     last: dict[str, Any] = {}
     with (
         (folder / f"{stage.name}.out").open("w+b") as out,
         (folder / f"{stage.name}.log").open("w", encoding="utf-8") as log,
+        passed_on() as passing,
         # A session of its own: Ctrl-C reaches it once, by us.
         subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, env=environment,
             start_new_session=True, text=True, encoding="utf-8", errors="replace",
         ) as process,
-        passed_on(process) as signals,
     ):  # fmt: skip
+        passing.to(process)
         assert process.stderr is not None
-        for line in process.stderr:
-            said = _said(line)
-            if said.get("level") != "progress" or "loss" in said:
-                log.write(told(said) + "\n")
-                log.flush()
-            if said.get("level") == "error":
-                last = said
-            heard(said)
-        code = process.wait()
+        try:
+            for line in process.stderr:
+                said = _said(line)
+                if said.get("level") != "progress" or "loss" in said:
+                    log.write(told(said) + "\n")
+                    log.flush()
+                if said.get("level") == "error":
+                    last = said
+                heard(said)
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
         out.seek(0)
         printed = out.read().decode("utf-8", "replace")
-    if signals:
+    if passing.seen:
         message = str(last.get("message") or "interrupted")
-        raise Interrupted(f"{stage.name}: {message}", signal=signals[0], hint=GO_ON)
+        raise Interrupted(f"{stage.name}: {message}", signal=passing.seen[0], hint=GO_ON)
     if code:
         why = "what it found is above" if printed and not last else ended(code)
         raise StageFailed(
@@ -126,20 +131,39 @@ def ended(code: int) -> str:
     return f"was ended by {name}" + ("; the system kills processes when memory runs out" if name == "SIGKILL" else "")
 
 
+class Passing:
+    """Passes signals on to a process; what comes before there is one is passed on then.
+
+    Attributes:
+        seen: The signals that came.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self._process: subprocess.Popen[str] | None = None
+
+    def note(self, number: int, _frame: object) -> None:
+        """The handler."""
+        self.seen.append(number)
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def to(self, process: subprocess.Popen[str]) -> None:
+        """From here on, to this process."""
+        self._process = process
+        for number in self.seen[:1]:
+            process.send_signal(number)
+
+
 @contextmanager
-def passed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
-    """Pass Ctrl-C and SIGTERM on to a process, and go on waiting for its orderly end; what came is listed."""
-    seen: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        seen.append(number)
-        process.send_signal(number)
-
-    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+def passed_on() -> Iterator[Passing]:
+    """Pass Ctrl-C and SIGTERM on to a process, and go on waiting for its orderly end."""
+    passing = Passing()
+    # A shell lets what it starts in the background ignore Ctrl-C.
+    heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    former = {number: signal.signal(number, passing.note) for number in heeded}
     try:
-        yield seen
+        yield passing
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-        if process.poll() is None:
-            process.kill()
