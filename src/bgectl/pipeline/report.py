@@ -42,7 +42,7 @@ def write_report(stages: Sequence[Stage], state: State) -> Path | None:
         return None
     from bgectl.page import Page
 
-    page = Page("Pipeline", f"What `bgectl run` made in {state.folder.absolute()}.")
+    page = Page("Pipeline", f"What bgectl run made in {state.folder.absolute()}.")
     add_result(page, stages, state)
     add_stages(page, stages, state)
     add_data(page, stages)
