@@ -56,7 +56,7 @@ def test_the_folder_is_one_that_others_open(exported):
     wanted = {
         "onnx/model.onnx", "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json",
         "1_Pooling/config.json", "2_Normalize/config.json", "sentence_bert_config.json", "README.md",
-        "config_sentence_transformers.json",
+        "config_sentence_transformers.json", "bgectl-manifest.json",
     }  # fmt: skip
     assert files == wanted, "no weights but the graph's"
     assert json.loads((exported / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"] is True

@@ -23,6 +23,7 @@ STAYS: tuple[tuple[str, str], ...] = (
     ("checkpoint-*", "checkpoint"),
     ("global_step*", "checkpoint"),
     ("bgectl-run.json", "of the training run"),
+    ("bgectl-manifest.json", "names files of this machine"),
     ("bgectl-checkpoint.json", "of the training run"),
     ("optimizer.*", "state of the optimiser"),
     ("scheduler.pt", "state of the optimiser"),
