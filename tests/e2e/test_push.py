@@ -27,7 +27,8 @@ def model(tiny_bert, tmp_path):
     (folder / "README.md").write_text(CARD)
     (folder / "options.yaml").write_text("learning_rate: 2.0e-05\ntoken: null\n")
     for name in (
-        "checkpoint-10/model.safetensors", "checkpoint-10/optimizer.pt", "log.jsonl", "bgectl-run.json", "bgectl-manifest.json", ".bgectl.lock",
+        "checkpoint-10/model.safetensors", "checkpoint-10/optimizer.pt", "log.jsonl", "bgectl-run.json",
+        "bgectl-manifest.json", ".bgectl.lock",
         "events.out.tfevents.1", "half.safetensors.part", "optimizer.pt", "rng_state_0.pth", ".git/config",
     ):  # fmt: skip
         (folder / name).parent.mkdir(exist_ok=True)
