@@ -249,11 +249,11 @@ def _default_mode(target: Path) -> int:
     return target.stat().st_mode & 0o777 if target.exists() else plain_mode()
 
 
-def plain_mode() -> int:
-    """The mode that a file made by a plain `open` gets."""
+def plain_mode(most: int = 0o666) -> int:
+    """The mode that a file made by a plain `open` gets; with 0o777, a folder."""
     mask = os.umask(0)
     os.umask(mask)
-    return 0o666 & ~mask
+    return most & ~mask
 
 
 @contextmanager

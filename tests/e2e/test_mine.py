@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bgectl import jsonl
+from bgectl.data.copies import same_text
 from bgectl.encode import load_embedder
-from bgectl.mine.select import same_text
 
 
 @pytest.fixture

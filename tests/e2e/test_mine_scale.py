@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from bgectl import heads
+from bgectl.data.copies import same_text
 from bgectl.encode import load_embedder
 from bgectl.mine.lexical import Bm25, fuse
-from bgectl.mine.select import same_text
 from bgectl.models.hub import Hub
 from bgectl.models.rerankers import load_cross_encoder
 from bgectl.work.texts import digest_of

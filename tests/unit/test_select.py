@@ -7,15 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgectl.data.copies import near_copies, same_text, shingles
 from bgectl.mine.rule import Rule
 from bgectl.mine.run import Ranked
 from bgectl.mine.select import (
     candidates_of,
-    near_copies,
     random_passages,
-    same_text,
     select_negatives,
-    shingles,
     taking_order,
 )
 

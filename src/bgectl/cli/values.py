@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from glob import escape, glob
 
+from bgectl.models.hub_cache import hub_cache
 from bgectl.options.describe import Described
 from bgectl.options.run import SHORT
 from bgectl.presets import names
@@ -59,10 +60,7 @@ def values(option: Described, given: Mapping[str, Sequence[str]], incomplete: st
 
 def hub_models(given: Mapping[str, Sequence[str]], environment: Mapping[str, str] = os.environ) -> list[str]:
     """The names of the models in the hub's cache."""
-    home = environment.get("HF_HOME") or os.path.join(
-        environment.get("XDG_CACHE_HOME") or os.path.join("~", ".cache"), "huggingface"
-    )
-    cache = next(iter(given.get("cache_dir", [])), "") or environment.get("HF_HUB_CACHE") or os.path.join(home, "hub")
+    cache = next(iter(given.get("cache_dir", [])), "") or str(hub_cache(environment))
     folders = glob(os.path.join(escape(os.path.expanduser(cache)), "models--*"))
     return sorted(os.path.basename(folder).removeprefix("models--").replace("--", "/") for folder in folders)
 

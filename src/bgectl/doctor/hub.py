@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bgectl import __version__
 from bgectl.doctor.finding import Finding
+from bgectl.models.hub_cache import hub_cache, hub_home
 
 ENDPOINT = "https://huggingface.co"
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -105,7 +106,7 @@ def without_secrets(url: str) -> str:
 
 def token() -> Finding:
     """Whether there is a token; never what it is."""
-    home = _home()
+    home = hub_home()
     file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
     name = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name, "").strip()), None)
     source = name or ("file" if file.is_file() else None)
@@ -116,7 +117,7 @@ def token() -> Finding:
 
 def cache() -> Finding:
     """The folder of downloaded models: size, free space, and how many there are."""
-    folder = cache_folder()
+    folder = hub_cache().absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(there).free
     models, size = [], 0
@@ -134,14 +135,3 @@ def cache() -> Finding:
         return Finding("hub-cache", "warning", f"{told}: little for a model",
                        "export HF_HOME=a folder on a larger disk", facts)  # fmt: skip
     return Finding("hub-cache", "ok", told, None, facts)
-
-
-def _home() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{base}/huggingface").expanduser()
-
-
-def cache_folder() -> Path:
-    """Where huggingface_hub keeps models; it is not asked, since it may not be there."""
-    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return (Path(given).expanduser() if given else _home() / "hub").absolute()

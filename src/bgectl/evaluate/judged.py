@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bgectl import console, jsonl
+from bgectl.data.formats.beir import grade_of, needed, part
 from bgectl.data.rows import read_rows
 from bgectl.errors import DataError, UsageError
-
-COMPRESSED = ("", ".gz", ".zst")
 
 SHOWN = 10
 """Problems of one file that a message lists; more are only counted."""
@@ -70,29 +69,15 @@ def load_judged(path: Path, split: str = "test") -> Judged:
         DataError: A file holds what cannot be used; the message names file and line.
     """
     parts = ("corpus.jsonl", "queries.jsonl", "qrels")
-    if path.is_dir() and any(_find(path, part) for part in parts):
+    if path.is_dir() and any(part(path, name) for name in parts):
         return _load_beir(path, split)
     return _load_rows(path)
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    return next((found for ending in COMPRESSED if (found := folder / f"{name}{ending}").exists()), None)
-
-
-def _part(folder: Path, name: str) -> Path:
-    found = _find(folder, name)
-    if found is None:
-        raise UsageError(
-            f"the folder holds no {name}", where=str(folder),
-            hint="the BEIR layout is corpus.jsonl, queries.jsonl and qrels/<split>.tsv",
-        )  # fmt: skip
-    return found
-
-
 def _load_beir(folder: Path, split: str) -> Judged:
-    queries_path, corpus_path, qrels_path = _part(folder, "queries.jsonl"), _part(folder, "corpus.jsonl"), None
+    queries_path, corpus_path, qrels_path = needed(folder, "queries.jsonl"), needed(folder, "corpus.jsonl"), None
     if (folder / "qrels").is_dir():
-        qrels_path = _find(folder / "qrels", f"{split}.tsv")
+        qrels_path = part(folder / "qrels", f"{split}.tsv")
     if qrels_path is None:
         there = sorted({file.name.split(".tsv")[0] for file in folder.glob("qrels/*.tsv*")})
         hint = f"there is: {', '.join(there)} (choose by --split)" if there else "judgments belong in qrels/<split>.tsv"
@@ -173,7 +158,7 @@ def _read_qrels(path: Path, queries: Container[str]) -> dict[str, dict[str, int]
         if len(cells) not in (3, 4) or not all(cells):
             problems.append((line.number, f"expected 3 columns (or TREC's 4), found {len(list(filter(None, cells)))}"))
             continue
-        query, passage, grade = cells[0], cells[-2], _grade(cells[-1])
+        query, passage, grade = cells[0], cells[-2], grade_of(cells[-1])
         if grade is None:
             # A first line that judges no known query is taken for column heads.
             if count or query in queries:
@@ -184,14 +169,6 @@ def _read_qrels(path: Path, queries: Container[str]) -> dict[str, dict[str, int]
     if not qrels:
         raise DataError("holds no judgments", where=str(path))
     return qrels
-
-
-def _grade(cell: str) -> int | None:
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return int(value) if value.is_integer() else None
 
 
 def _check_known(qrels: dict[str, dict[str, int]], queries: Container[str], corpus: Container[str], path: Path) -> None:

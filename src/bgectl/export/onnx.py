@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,13 +30,12 @@ from bgectl.errors import RunError, UsageError
 from bgectl.jsonl import plain_mode
 from bgectl.manifest import write_manifest
 from bgectl.models.decoder import end_texts
-from bgectl.models.encoder import Encoder, save_beside, written
+from bgectl.models.encoder import Encoder, model_beside, refuse_used, save_beside, written
 from bgectl.models.files import model_facts
 from bgectl.models.hub import Hub, model_file
 from bgectl.models.m3 import HEADS, M3Encoder
 from bgectl.models.pooling import pool
 from bgectl.options.export import ExportOptions
-from bgectl.signals import half_written
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 MISSING = "pip install 'bgectl[onnx]'"
@@ -106,8 +103,7 @@ def export(
     Raises:
         UsageError, RunError: See `run`.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("the output folder is not empty", where=f"--output-dir {out}", hint="name another one")
+    refuse_used(out)
     heads = all(model_file(name, f"{head}.pt", hub) is not None for head in HEADS)
     embedder = load_embedder(
         name, pooling=pooling, normalize=scale, devices=["cpu"], dtype="float32", heads=heads, hub=hub
@@ -118,10 +114,8 @@ def export(
     if embedder.end is not None and end_texts(tokenizer) is not None:
         raise RunError("the tokenizer has no fast form that could end texts in EOS by itself", where=name)
     graph = Outputs(encoder, normalized=facts.normalize)
-    beside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        with half_written(beside), written(beside):
+    with model_beside(out) as beside:
+        with written(beside):
             save_beside(beside, tokenizer, facts, backbone.config)
             backbone.config.save_pretrained(beside)
             (beside / GRAPH).parent.mkdir()
@@ -135,13 +129,6 @@ def export(
         card(name, beside, out.name, graph.names)
         decided = {"dtype": str(dtype).removeprefix("torch."), "opset": opset, "outputs": graph.names}
         write_manifest(beside, "export", {}, {"models": model_facts([name], hub), **decided})
-        if out.is_dir():
-            out.rmdir()
-        os.replace(beside, out)
-    except OSError as problem:
-        raise RunError(f"cannot be written: {problem.strerror or problem}", where=str(out)) from problem
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     size = sum(path.stat().st_size for path in (out / GRAPH).parent.iterdir())
     console.info(f"exported model: {out} ({size / 1e6:,.1f} MB, {str(dtype).removeprefix('torch.')})")
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from bgectl import console, jsonl
+from bgectl.data.copies import same_text
 from bgectl.data.rows import Row, read_rows
 from bgectl.errors import DataError
 from bgectl.evaluate.judged import load_judged
-from bgectl.mine.select import same_text
 from bgectl.work.texts import (
     CHUNK,
     Hashes,

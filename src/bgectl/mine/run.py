@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bgectl import console, distributed, jsonl
+from bgectl.data.copies import near_copies, shingles
 from bgectl.data.rows import Row
 from bgectl.encode import Embedder, load_embedder
 from bgectl.errors import DataError
@@ -27,7 +28,7 @@ from bgectl.mine.found import Found
 from bgectl.mine.inputs import Inputs, open_inputs, read_inputs, read_relevant
 from bgectl.mine.rule import Rule, Scores
 from bgectl.mine.search import DenseFinder
-from bgectl.mine.select import Negatives, candidates_of, near_copies, select_negatives, shingles
+from bgectl.mine.select import Negatives, candidates_of, select_negatives
 from bgectl.mine.space import Space
 from bgectl.models.hub import Hub
 from bgectl.options.mine import MineOptions, ranks

@@ -8,11 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bgectl.data.copies import NEAR as NEAR
-from bgectl.data.copies import near_copies as near_copies
-from bgectl.data.copies import same_text as same_text
-from bgectl.data.copies import shingles as shingles
-
 Keys = Sequence[int] | npt.NDArray[np.uint64]
 
 

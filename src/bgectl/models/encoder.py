@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -256,6 +257,40 @@ def written(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise RunError(f"the model cannot be written: {reason}", where=str(folder)) from problem
+
+
+def refuse_used(out: Path) -> None:
+    """Refuse an output folder that exists and is not empty.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError("the output folder is not empty", where=f"--output-dir {out}", hint="name another one")
+
+
+@contextmanager
+def model_beside(out: Path) -> Iterator[Path]:
+    """A folder to fill with a model, which then takes the place of `out`; nothing is left where that fails.
+
+    Args:
+        out: Does not exist, or is an empty folder; see `refuse_used`.
+
+    Raises:
+        RunError: The disk is full, or the folder cannot be written.
+    """
+    beside = out.with_name(f".{out.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        with signals.half_written(beside):
+            yield beside
+            if out.is_dir():
+                out.rmdir()
+            os.replace(beside, out)
+    except OSError as problem:
+        raise RunError(f"cannot be written: {problem.strerror or problem}", where=str(out)) from problem
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _forget_cutting(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -16,6 +16,7 @@ from bgectl import __version__
 from bgectl.errors import RunError, UsageError
 from bgectl.jsonl import replace_file
 from bgectl.manifest import IN_FOLDER, file_digest
+from bgectl.models.hub_cache import hub_cache
 from bgectl.pipeline.plan import Stage
 
 FILE = "state.json"
@@ -102,7 +103,7 @@ class State:
             return "was not run yet"
         if entry["status"] != "done":
             return "was not finished"
-        now = json.loads(json.dumps(stage.deciding(), default=str))
+        now = stage.deciding()
         # An option that did not exist then was at its default.
         before = {**{name: value for name, value in stage.defaults().items() if name in now}, **entry["options"]}
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
@@ -149,7 +150,9 @@ class State:
         output = stage.output
         if output is None or not _there(output):
             return
-        entry = self.stages.setdefault(stage.command, self._entry(stage, "done"))
+        if stage.command not in self.stages:
+            self.stages[stage.command] = self._entry(stage, "done")
+        entry = self.stages[stage.command]
         now = self.digests.of(output)
         if now != entry["outputs"].get(str(output)):
             entry["outputs"][str(output)] = now
@@ -157,9 +160,8 @@ class State:
 
     def _entry(self, stage: Stage, status: str) -> dict[str, Any]:
         """What is noted of a stage that has its options and inputs as they are now."""
-        options = json.loads(json.dumps(stage.deciding(), default=str))
         outputs = {str(path): None for path in stage.written()}
-        found = {"options": options, "inputs": self.inputs(stage), "outputs": outputs}
+        found = {"options": stage.deciding(), "inputs": self.inputs(stage), "outputs": outputs}
         return {"status": status, **found, "bgectl": __version__}
 
     def start(self, stage: Stage) -> bool:
@@ -192,9 +194,8 @@ def _there(output: Path) -> bool:
 
 def commit_of(name: str, stage: Stage) -> str | None:
     """The commit of a model in the local cache of the hub; None where it is not there."""
-    cache = getattr(stage.options, "cache_dir", None) or os.environ.get("HF_HUB_CACHE")
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"
-    folder = Path(cache or Path(home) / "hub") / f"models--{name.replace('/', '--')}"
+    cache = getattr(stage.options, "cache_dir", None) or hub_cache()
+    folder = cache / f"models--{name.replace('/', '--')}"
     revision = getattr(stage.options, "revision", None) or "main"
     reference = folder / "refs" / revision
     if reference.is_file():

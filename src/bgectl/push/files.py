@@ -81,7 +81,7 @@ SECRETS: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 """What a line with a secret looks like."""
 
-MACHINE = re.compile(r"(?:^|[\s\"'`=:(|])((?:/home/|/Users/|/root/|/mnt/|/data/|[A-Z]:\\\\?Users\\)[^\s\"'`|,)]*)")
+MACHINE = re.compile(r"(?:^|[\s\"'`=:(|])((?:/(?:home|Users|root|mnt|data)/|[A-Z]:\\\\?Users\\)[^\s\"'`|,)]*)")
 """Folders of somebody's machine."""
 
 

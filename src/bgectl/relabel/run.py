@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from bgectl import console, distributed, jsonl
+from bgectl.data.copies import same_text
 from bgectl.data.rows import Row
 from bgectl.errors import DataError
 from bgectl.manifest import described, read_manifest, write_manifest
-from bgectl.mine.select import same_text
 from bgectl.options.relabel import RelabelOptions
 from bgectl.report import Report
 from bgectl.score.pairs import Pairs, Scores

@@ -6,7 +6,6 @@ The weights go from the base's files to the new ones one at a time, so that merg
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 from bgectl import console
 from bgectl.data.prompts import Prompts
 from bgectl.encode import embedder_over
-from bgectl.errors import RunError, UsageError
+from bgectl.errors import RunError
 from bgectl.jsonl import plain_mode
 from bgectl.manifest import described, write_manifest
 from bgectl.models.adapter import WEIGHTS, Adapter, add_in_place, make_room, put_layers, read_adapter
@@ -31,7 +30,9 @@ from bgectl.models.encoder import (
     load_backbone,
     load_config,
     load_tokenizer,
+    model_beside,
     quiet_libraries,
+    refuse_used,
     save_beside,
     without_pooler,
     written,
@@ -42,7 +43,6 @@ from bgectl.models.hub import ADAPTER_CONFIG, Hub, model_file
 from bgectl.models.lora import embedding_name
 from bgectl.models.weights import Weights, open_weights, write_weights
 from bgectl.options.merge import MergeOptions, shard_bytes
-from bgectl.signals import half_written
 from bgectl.train.card import merged_card
 from bgectl.train.checkpoints import WHOLE, is_whole, newest
 from bgectl.train.folder import MARK
@@ -90,8 +90,7 @@ def merge(
     Raises:
         UsageError, RunError: See `run`.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError("the output folder is not empty", where=f"--output-dir {out}", hint="name another one")
+    refuse_used(out)
     folders = [adapter_folder(name, hub) for name in names]
     adapters = chain_of([read_adapter(folder, hub) for folder in folders])
     base = base or base_of_all(adapters)
@@ -100,10 +99,8 @@ def merge(
     weights = open_weights(base, own_hub)
     check_fingerprints(adapters, base, weights)
     tokenizer, facts = what_goes_along(folders[-1], base, hub)
-    beside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        with half_written(beside), written(beside):
+    with model_beside(out) as beside:
+        with written(beside):
             write_merged(beside, adapters, base, config, weights, dtype, shard, own_hub)
             write_card(beside, out.name, adapters, base, facts)
             inputs = described({"adapters": [Path(folder) / WEIGHTS for folder in folders]})
@@ -114,13 +111,6 @@ def merge(
             path.chmod(plain_mode())
         if check:
             compare(beside, adapters, base, facts, tokenizer, own_hub)
-        if out.is_dir():
-            out.rmdir()
-        os.replace(beside, out)
-    except OSError as problem:
-        raise RunError(f"cannot be written: {problem.strerror or problem}", where=str(out)) from problem
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     size = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
     console.info(f"merged model: {out} ({size / 1e9:.2f} GB)")
 

@@ -22,7 +22,31 @@ def is_beir(folder: Path) -> bool:
 
 def part(folder: Path, name: str) -> Path | None:
     """A file of the folder, plain or compressed; None where it is missing."""
-    return next((found for ending in ENDINGS if (found := folder / f"{name}{ending}").is_file()), None)
+    return next((found for ending in ENDINGS if (found := folder / f"{name}{ending}").exists()), None)
+
+
+def needed(folder: Path, name: str) -> Path:
+    """A file of the folder.
+
+    Raises:
+        UsageError: It is missing.
+    """
+    found = part(folder, name)
+    if found is None:
+        raise UsageError(
+            f"the folder holds no {name}", where=str(folder),
+            hint="the BEIR layout is corpus.jsonl, queries.jsonl and qrels/<split>.tsv",
+        )  # fmt: skip
+    return found
+
+
+def grade_of(cell: str) -> int | None:
+    """A score of the judgments; None for what is no whole number."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() else None
 
 
 def read(source: Source) -> Iterator[Placed]:
@@ -34,7 +58,7 @@ def read(source: Source) -> Iterator[Placed]:
     Raises:
         UsageError: A part of the layout is missing, or there is no such split.
     """
-    files = [_needed(source.path, name) for name in ("queries.jsonl", "corpus.jsonl")]
+    files = [needed(source.path, name) for name in ("queries.jsonl", "corpus.jsonl")]
     qrels, file = _qrels(source)
     judged = {passage for grades in qrels.values() for passage in grades}
     queries = _texts(files[0], set(qrels), source, titled=False)
@@ -61,16 +85,6 @@ def read(source: Source) -> Iterator[Placed]:
         raise DataError("holds no judgments", where=str(file))
 
 
-def _needed(folder: Path, name: str) -> Path:
-    found = part(folder, name)
-    if found is None:
-        raise UsageError(
-            f"the folder holds no {name}", where=str(folder),
-            hint="the BEIR layout is corpus.jsonl, queries.jsonl and qrels/<split>.tsv",
-        )  # fmt: skip
-    return found
-
-
 def _qrels(source: Source) -> tuple[dict[str, dict[str, tuple[str, int]]], Path]:
     """Query id → passage id → (`file:line`, grade), and the file."""
     folder = source.path / "qrels"
@@ -89,7 +103,7 @@ def _qrels(source: Source) -> tuple[dict[str, dict[str, tuple[str, int]]], Path]
         if len(cells) not in (3, 4) or not all(cells):
             source.problems.add(where, f"expected query-id, corpus-id and score, found {len(cells)} columns")
             continue
-        grade = _grade(cells[-1])
+        grade = grade_of(cells[-1])
         if grade is None:
             if not heads:
                 source.problems.add(where, f"the score should be a whole number, found `{cells[-1]}`")
@@ -98,14 +112,6 @@ def _qrels(source: Source) -> tuple[dict[str, dict[str, tuple[str, int]]], Path]
         if known[1] != grade:
             source.problems.add(where, f"`{cells[0]}` and `{cells[-2]}` are judged before with another score")
     return qrels, file
-
-
-def _grade(cell: str) -> int | None:
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return int(value) if value.is_integer() else None
 
 
 def _texts(path: Path, wanted: set[str], source: Source, *, titled: bool) -> dict[str, str]:

@@ -18,6 +18,7 @@ from bgectl import jsonl
 from bgectl.data.formats.source import Notes, Raw
 from bgectl.data.formats.tables import KINDS, kind_of
 from bgectl.errors import RunError, UsageError
+from bgectl.jsonl import plain_mode
 
 TEXTS = ("query", "pos", "neg")
 SCORES = ("pos_scores", "neg_scores")
@@ -154,7 +155,7 @@ def folder_beside(folder: Path) -> Iterator[Path]:
         beside = Path(tempfile.mkdtemp(prefix=f".{place.name[:100]}.", suffix=".part", dir=place.parent))
         try:
             yield beside
-            beside.chmod(0o777 & ~_mask())
+            beside.chmod(plain_mode(0o777))
             if place.is_dir() and any(place.iterdir()):
                 for file in sorted(path for path in beside.rglob("*") if path.is_file()):
                     goal = place / file.relative_to(beside)
@@ -166,9 +167,3 @@ def folder_beside(folder: Path) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
     except OSError as problem:
         raise RunError(f"cannot be written: {problem.strerror or problem}", where=str(folder)) from problem
-
-
-def _mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
